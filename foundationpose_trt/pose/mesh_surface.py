@@ -99,7 +99,9 @@ def crease_normals(
     normals = np.empty_like(summed)
     normals[order] = summed / np.maximum(np.linalg.norm(summed, axis=1, keepdims=True), 1e-30)
     grain = np.rint((normals + 1) * 512).astype(np.int64)
-    key = faces.ravel().astype(np.int64) << 33 | grain[:, 0] << 22 | grain[:, 1] << 11 | grain[:, 2]
+    key = (
+        faces.ravel().astype(np.int64) << 33 | grain[:, 0] << 22 | grain[:, 1] << 11 | grain[:, 2]
+    )
     _, first, inverse = np.unique(key, return_index=True, return_inverse=True)
     return faces.ravel()[first], normals[first], inverse.reshape(-1, 3)
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from foundationpose_trt.synthesis import families, shapes
-from foundationpose_trt.synthesis.families import Draft, Source, part
-from foundationpose_trt.synthesis.shapes import Surface
+from . import families, shapes
+from .families import Draft, Source, part
+from .shapes import Surface
 
 AXIS_TURNS = {
     'x': np.array([[0.0, 0, 1], [0, 1, 0], [-1, 0, 0]]),
@@ -114,7 +114,10 @@ def figure(source: Source) -> Draft:
     """Return an animal- or doll-like body: head, trunk and limbs melted together."""
     rng = source.rng
     trunk = np.array([1.0, source.between(0.4, 0.8), source.between(0.4, 0.8)])
-    balls = [(np.zeros(3), trunk), (rng.normal(0, 0.15, 3) + (1.0, 0, 0.6), rng.uniform(0.3, 0.6, 3))]
+    balls = [
+        (np.zeros(3), trunk),
+        (rng.normal(0, 0.15, 3) + (1.0, 0, 0.6), rng.uniform(0.3, 0.6, 3)),
+    ]
     limb, spread = rng.uniform(0.14, 0.28), rng.uniform(0.25, 0.5)
     for x, y in ((0.6, 1), (0.6, -1), (-0.6, 1), (-0.6, -1)):
         balls.append((np.array([x, y * spread, -0.7]), np.array([limb, limb, 0.6])))
@@ -126,7 +129,9 @@ def figure(source: Source) -> Draft:
 def sculpture(source: Source) -> Draft:
     """Return rounded bodies joined and drilled: handles, knobs, castings, housings."""
     rng = source.rng
-    bodies = [_brick(rng.uniform(-0.4, 0.4, 3), rng.uniform(0.25, 0.8, 3), source.between(0.05, 0.2))]
+    bodies = [
+        _brick(rng.uniform(-0.4, 0.4, 3), rng.uniform(0.25, 0.8, 3), source.between(0.05, 0.2))
+    ]
     for _ in range(int(rng.integers(1, 4))):
         bodies.append(_rod(rng))
     solid = _union(bodies, source.between(8, 30))

@@ -1,4 +1,4 @@
-"""Families of procedural objects: each draws the surfaces of one random object, about unit size."""
+"""Families of procedural objects: each draws the surfaces of one object, about unit size."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.interpolate import PchipInterpolator
 
-from foundationpose_trt.synthesis import outlines, shapes
-from foundationpose_trt.synthesis.shapes import Surface
+from . import outlines, shapes
+from .shapes import Surface
 
 
 @dataclass(frozen=True)
 class Draft:
-    """Surfaces of an object; `period` is the wall length that goes once around, if there is one."""
+    """Surfaces of an object; `period` is the wall length once around, if any."""
 
     surfaces: list[Surface]
     period: float | None = None
@@ -159,7 +159,7 @@ def mug(source: Source) -> Draft:
     thickness = np.full(len(path), radius)
     section = shapes.section_superellipse(10, 2.5, source.between(1, 2))
     handle = shapes.tube(path, thickness, section)
-    return Draft(draft.surfaces + part(handle, source.rng.integers(0, 2)), draft.period)
+    return Draft(draft.surfaces + part(handle, int(source.rng.integers(0, 2))), draft.period)
 
 
 def bowl(source: Source) -> Draft:

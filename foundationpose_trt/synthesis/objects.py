@@ -14,17 +14,17 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
-from foundationpose_trt.pose.mesh import ObjectMesh, sample_texture
-from foundationpose_trt.pose.mesh_surface import (
+from ..pose.mesh import ObjectMesh, sample_texture
+from ..pose.mesh_surface import (
     TriangleSoup,
     crease_normals,
     largest_distance,
     split_long_edges,
 )
-from foundationpose_trt.synthesis.assemblies import ASSEMBLIES
-from foundationpose_trt.synthesis.families import FAMILIES, Draft, Source
-from foundationpose_trt.synthesis.shapes import Surface
-from foundationpose_trt.synthesis.textures import make_plain_texture, make_texture
+from .assemblies import ASSEMBLIES
+from .families import FAMILIES, Draft, Source
+from .shapes import Surface
+from .textures import make_plain_texture, make_texture
 
 HELD_OUT_FROM_SEED = 1_000_000
 TEXTURE_PX = 256
@@ -82,7 +82,7 @@ def _drafted(seed: int) -> tuple[Draft, TriangleSoup]:
         if len(soup.faces) <= 0.9 * MAX_FACES:
             break
     else:
-        raise RuntimeError(f'object seed {seed} has {len(soup.faces)} faces at the coarsest detail')
+        raise RuntimeError(f'object seed {seed}: {len(soup.faces)} faces at the coarsest detail')
     edge = MAX_EDGE_FRACTION * largest_distance(soup.vertices)
     return draft, split_long_edges(soup, edge, MAX_FACES)
 
@@ -107,7 +107,7 @@ def _joined(surfaces: list[Surface]) -> TriangleSoup:
     return TriangleSoup(
         np.concatenate([surface.vertices for surface in surfaces]),
         np.concatenate(marked),
-        np.concatenate([s.faces + start for s, start in zip(surfaces, starts)]),
+        np.concatenate([s.faces + start for s, start in zip(surfaces, starts[:-1], strict=True)]),
     )
 
 
@@ -137,7 +137,7 @@ def _frame_turn(rng: np.random.Generator) -> np.ndarray:
 def _textured(
     seed: int, draft: Draft, values: np.ndarray, size: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the texture and the coordinates (V, 2) for u, v, part values (V, 3) in shape units."""
+    """Return the texture and the coordinates (V, 2) for values (V, 3): u, v, part."""
     rng = np.random.default_rng([seed, 4])
     lengths, parts = values[:, :2], np.rint(values[:, 2]).astype(int)
     if parts.max() > 0 and rng.random() < 0.75:
@@ -159,7 +159,8 @@ def _atlas(
     uv = np.empty_like(lengths)
     for number in range(count):
         paint = make_plain_texture if rng.random() < 0.5 else make_texture
-        tile = cv2.resize(paint(seed * 8 + number, TEXTURE_PX), (width, height), None, 0, 0, cv2.INTER_AREA)
+        whole = paint(seed * 8 + number, TEXTURE_PX)
+        tile = cv2.resize(whole, (width, height), interpolation=cv2.INTER_AREA)
         left, top = number % columns * width, number // columns * height
         texture[top : top + height, left : left + width] = tile
         own = parts == number

@@ -7,10 +7,11 @@ part of an object the same texture density.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.spatial import Delaunay
 
 # A profile step this flat (rise over run) belongs to a lid and is textured from above.
@@ -29,13 +30,13 @@ class Surface:
     uv: np.ndarray
     part: int = 0
 
-    def moved(self, linear: np.ndarray, offset: Sequence[float] = (0.0, 0.0, 0.0)) -> Surface:
+    def moved(self, linear: np.ndarray, offset: ArrayLike = (0.0, 0.0, 0.0)) -> Surface:
         """Return the surface under x -> linear @ x + offset; mirrored faces are turned back."""
         faces = self.faces[:, ::-1] if np.linalg.det(linear) < 0 else self.faces
         return replace(self, vertices=self.vertices @ linear.T + np.asarray(offset), faces=faces)
 
 
-def box(extents: Sequence[float]) -> list[Surface]:
+def box(extents: ArrayLike) -> list[Surface]:
     """Return the six faces of a box centred on the origin."""
     half = np.asarray(extents, dtype=float) / 2
     sides = []
@@ -118,7 +119,7 @@ def _sweep(
     turn = np.linalg.norm(np.diff(section, axis=0), axis=1)
     around = np.concatenate([[0.0], np.cumsum(turn)]) * radii.max()
     surfaces = []
-    for start, stop in zip(starts, stops):
+    for start, stop in zip(starts, stops, strict=True):
         rows = slice(start, stop + 1)
         if is_lid[start]:
             uv = radii[rows, None, None] * section * (1, -1)
@@ -162,7 +163,7 @@ def cube_sphere(steps: int) -> list[Surface]:
     return sides
 
 
-def superquadric(sphere: list[Surface], exponents: Sequence[float]) -> list[Surface]:
+def superquadric(sphere: list[Surface], exponents: np.ndarray) -> list[Surface]:
     """Return a unit sphere's points pulled onto |x|^a + |y|^b + |z|^c = 1 along their rays."""
     shaped = []
     for side in sphere:
@@ -177,7 +178,7 @@ def superquadric(sphere: list[Surface], exponents: Sequence[float]) -> list[Surf
     return shaped
 
 
-def rounded_box(sphere: list[Surface], extents: Sequence[float], radius: float) -> list[Surface]:
+def rounded_box(sphere: list[Surface], extents: ArrayLike, radius: float) -> list[Surface]:
     """Return a box whose edges and corners are rounded: the unit sphere's octants pulled apart."""
     inner = np.asarray(extents, dtype=float) / 2 - radius
     shaped = []
@@ -221,7 +222,7 @@ def _turned(loop: np.ndarray, counter_clockwise: bool) -> np.ndarray:
 
 def _densified(loop: np.ndarray, step: float) -> np.ndarray:
     pieces = []
-    for start, stop in zip(loop, np.roll(loop, -1, axis=0)):
+    for start, stop in zip(loop, np.roll(loop, -1, axis=0), strict=True):
         count = max(1, int(np.ceil(np.linalg.norm(stop - start) / step)))
         pieces.append(start + (stop - start) * (np.arange(count) / count)[:, None])
     return np.concatenate(pieces)
@@ -232,7 +233,7 @@ def _triangulate(loops: list[np.ndarray], step: float) -> tuple[np.ndarray, np.n
     outline = np.concatenate(loops)
     low, high = outline.min(axis=0), outline.max(axis=0)
     spacing = max(step * 1.5, float((high - low).max()) / 14)
-    axes = [np.arange(a + spacing / 2, b, spacing) for a, b in zip(low, high)]
+    axes = [np.arange(a + spacing / 2, b, spacing) for a, b in zip(low, high, strict=True)]
     inner = np.stack(np.meshgrid(*axes), axis=-1).reshape(-1, 2)
     gap = np.linalg.norm(inner[:, None] - outline[None], axis=2).min(axis=1)
     inner = inner[(gap > 0.7 * spacing) & inside(loops, inner)]

@@ -1,4 +1,4 @@
-"""Layers that textures are made of: colours, noise, cells, shapes, wear; images are float 0..255."""
+"""Layers of textures: colours, noise, cells, shapes, wear; images are float 0..255."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import numpy as np
 def palette(rng: np.random.Generator, count: int) -> np.ndarray:
     """Return colours (count, 3) float 0..255: a third grey, a third muted, the rest vivid."""
     # Things people make are warm or blue more often than green or purple.
-    base = rng.choice([rng.normal(0.07, 0.06), rng.normal(0.6, 0.05), rng.random()], p=[0.5, 0.2, 0.3])
+    base = rng.choice(
+        [rng.normal(0.07, 0.06), rng.normal(0.6, 0.05), rng.random()], p=[0.5, 0.2, 0.3]
+    )
     hue = (base + rng.normal(0, 0.1, count) + (rng.random(count) < 0.35) * rng.random(count)) % 1.0
     kind = rng.choice(3, count, p=[0.36, 0.34, 0.30])
     saturation = np.choose(kind, [rng.beta(1, 9, count) * 0.5, rng.beta(3, 4, count), 0.8])
@@ -74,7 +76,9 @@ def cells(rng: np.random.Generator, size: int, colors: np.ndarray) -> np.ndarray
     image = colors[pick[owner[half, half]]]
     if rng.random() < 0.5:
         distance = distance[half, half]
-        image = image * np.clip(1.3 - distance / max(float(distance.max()), 1.0), 0.3, 1)[..., None]
+        image = (
+            image * np.clip(1.3 - distance / max(float(distance.max()), 1.0), 0.3, 1)[..., None]
+        )
     return image
 
 

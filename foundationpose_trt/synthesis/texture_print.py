@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from foundationpose_trt.synthesis.texture_layers import blend, leaves, noise, palette
+from .texture_layers import blend, leaves, noise, palette
 
 FONTS = (
     cv2.FONT_HERSHEY_SIMPLEX,
@@ -19,12 +19,16 @@ FONTS = (
     cv2.FONT_HERSHEY_SCRIPT_SIMPLEX,
     cv2.FONT_HERSHEY_SCRIPT_COMPLEX,
 )
+# fmt: off
 WORDS = (
-    'ORIGINAL Fresh NATURAL Crunchy SUGAR Honey CHOCOLATE Classic MUSTARD Tomato SOUP Coffee'
-    ' TEA Milk WHEAT Corn RICE Pasta SALT Pepper CLEAN Soft POWER Volt TURBO Max ULTRA Pro'
-    ' SAFETY Warning FRAGILE 100% NEW Best FAMILY Size NET 12oz 500g 350ml 1L Organic LIGHT'
-    ' Zero EXTRA Strong LEMON Mint BERRY Vanilla SPICY Garden FARM Ocean STAR Royal GOLD'
-).split()
+    'ORIGINAL', 'Fresh', 'NATURAL', 'Crunchy', 'SUGAR', 'Honey', 'CHOCOLATE', 'Classic',
+    'MUSTARD', 'Tomato', 'SOUP', 'Coffee', 'TEA', 'Milk', 'WHEAT', 'Corn', 'RICE', 'Pasta',
+    'SALT', 'Pepper', 'CLEAN', 'Soft', 'POWER', 'Volt', 'TURBO', 'Max', 'ULTRA', 'Pro', 'SAFETY',
+    'Warning', 'FRAGILE', '100%', 'NEW', 'Best', 'FAMILY', 'Size', 'NET', '12oz', '500g', '350ml',
+    '1L', 'Organic', 'LIGHT', 'Zero', 'EXTRA', 'Strong', 'LEMON', 'Mint', 'BERRY', 'Vanilla',
+    'SPICY', 'Garden', 'FARM', 'Ocean', 'STAR', 'Royal', 'GOLD',
+)
+# fmt: on
 LETTERS = 'ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789%&*#+-'
 
 
@@ -166,9 +170,7 @@ def _headline(sheet: Sheet, area: Area) -> None:
     _write(sheet, text, (x, y), (font, scale, thickness))
 
 
-def _write(
-    sheet: Sheet, text: str, place: tuple[int, int], style: tuple[int, float, int]
-) -> None:
+def _write(sheet: Sheet, text: str, place: tuple[int, int], style: tuple[int, float, int]) -> None:
     font, scale, thickness = style
     # OpenCV 5 draws text on 8-bit images only.
     canvas = np.zeros(sheet.image.shape[:2], np.uint8)

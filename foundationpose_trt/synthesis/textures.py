@@ -7,7 +7,7 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-from foundationpose_trt.synthesis.texture_layers import (
+from .texture_layers import (
     blend,
     cells,
     leaves,
@@ -17,7 +17,7 @@ from foundationpose_trt.synthesis.texture_layers import (
     shade,
     speckle,
 )
-from foundationpose_trt.synthesis.texture_print import label
+from .texture_print import label
 
 Painter = Callable[[np.random.Generator, int], np.ndarray]
 
