@@ -36,6 +36,12 @@ def split_long_edges(soup: TriangleSoup, max_edge: float, max_faces: int) -> Tri
     return soup
 
 
+def longest_edge(soup: TriangleSoup) -> float:
+    """Return the length of the longest edge."""
+    corners = soup.vertices[soup.faces]
+    return float(np.linalg.norm(corners - np.roll(corners, 1, axis=1), axis=2).max())
+
+
 def _split_once(soup: TriangleSoup, max_edge: float) -> TriangleSoup:
     faces = soup.faces.astype(np.int64)
     count = len(soup.vertices)

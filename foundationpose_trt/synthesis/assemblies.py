@@ -38,7 +38,7 @@ def drill(source: Source) -> Draft:
     surfaces += part(shapes.tube(path, np.linspace(0.8, 0.65, 8) * radius, flat), 2)
     if source.chance(0.7):
         extents = (between(0.6, 1.1), between(1.2, 2.0) * radius, between(0.2, 0.4))
-        foot = shapes.rounded_box(shapes.cube_sphere(source.count(8)), extents, 0.09)
+        foot = shapes.rounded_box(shapes.cube_sphere(source.count(6, 4)), extents, 0.09)
         surfaces += part([piece.moved(np.eye(3), path[-1]) for piece in foot], 3)
     return Draft(surfaces)
 

@@ -50,7 +50,7 @@ def cube(source: Source) -> Draft:
     """Return a cube, sharp or rounded."""
     if source.chance(0.6):
         return Draft(shapes.box((1, 1, 1)))
-    sphere = shapes.cube_sphere(source.count(10))
+    sphere = shapes.cube_sphere(source.count(6, 4))
     return Draft(shapes.rounded_box(sphere, (1, 1, 1), source.between(0.04, 0.2)))
 
 
@@ -58,7 +58,7 @@ def rounded(source: Source) -> Draft:
     """Return a rounded box."""
     extents = np.sort(source.rng.uniform(0.2, 1.0, 3))
     radius = source.between(0.1, 0.48) * extents[0]
-    return Draft(shapes.rounded_box(shapes.cube_sphere(source.count(10)), extents, radius))
+    return Draft(shapes.rounded_box(shapes.cube_sphere(source.count(8, 4)), extents, radius))
 
 
 def superquadric(source: Source) -> Draft:

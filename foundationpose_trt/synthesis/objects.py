@@ -19,6 +19,7 @@ from ..pose.mesh_surface import (
     TriangleSoup,
     crease_normals,
     largest_distance,
+    longest_edge,
     split_long_edges,
 )
 from .assemblies import ASSEMBLIES
@@ -78,13 +79,14 @@ def _drafted(seed: int) -> tuple[Draft, TriangleSoup]:
     make = _TABLE[object_family(seed)][1]
     for detail in DETAILS:
         draft = make(Source(np.random.default_rng([seed, 2]), detail))
-        soup = _joined(_laid_out(seed, draft))
-        if len(soup.faces) <= 0.9 * MAX_FACES:
+        coarse = _joined(_laid_out(seed, draft))
+        edge = MAX_EDGE_FRACTION * largest_distance(coarse.vertices)
+        soup = split_long_edges(coarse, edge, MAX_FACES)
+        if len(soup.faces) <= MAX_FACES and longest_edge(soup) <= 1.2 * edge:
             break
-    else:
+    if len(soup.faces) > MAX_FACES:
         raise RuntimeError(f'object seed {seed}: {len(soup.faces)} faces at the coarsest detail')
-    edge = MAX_EDGE_FRACTION * largest_distance(soup.vertices)
-    return draft, split_long_edges(soup, edge, MAX_FACES)
+    return draft, soup
 
 
 def _laid_out(seed: int, draft: Draft) -> list[Surface]:
