@@ -122,7 +122,9 @@ def _sweep(
     for start, stop in zip(starts, stops, strict=True):
         rows = slice(start, stop + 1)
         if is_lid[start]:
-            uv = radii[rows, None, None] * section * (1, -1)
+            # Seen from the other end where the radius grows along the path.
+            mirror = 1.0 if radii[stop] < radii[start] else -1.0
+            uv = radii[rows, None, None] * section * (mirror, -1)
         else:
             uv = np.stack(np.broadcast_arrays(around, -length[rows, None]), axis=2)
         surfaces.append(grid(rings[rows], uv))
