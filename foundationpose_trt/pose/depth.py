@@ -1,0 +1,125 @@
+"""Depth filters of the reference pipeline as batched Warp kernels (foundationpose.md §3.3)."""
+
+from __future__ import annotations
+
+import torch
+import warp as wp
+
+from .warp_launch import as_warp, launch
+
+RADIUS_PX = wp.constant(2)  # 5x5 window, foundationpose.md §3.3
+FAR_M = wp.constant(100.0)
+NEAR_VALID_M = wp.constant(0.001)
+EROSION_DIFFERENCE_M = wp.constant(0.001)
+EROSION_RATIO = wp.constant(0.8)
+BILATERAL_SIGMA_PX = wp.constant(2.0)
+BILATERAL_BAND_M = wp.constant(0.01)
+
+
+@wp.func
+def is_valid(depth: float) -> bool:
+    return depth >= NEAR_VALID_M and depth < FAR_M
+
+
+@wp.func
+def outside(region: wp.array2d(dtype=int), n: int, y: int, x: int) -> bool:
+    """Whether a pixel lies outside the region (x_first, y_first, x_last, y_last) of image n."""
+    if region[n, 0] > x or region[n, 1] > y:
+        return True
+    return x > region[n, 2] or y > region[n, 3]
+
+
+@wp.kernel
+def erode(
+    depth: wp.array3d(dtype=float), region: wp.array2d(dtype=int), out: wp.array3d(dtype=float)
+):
+    """Drop a pixel when more than 80 % of its window is invalid or more than 1 mm away."""
+    n, y, x = wp.tid()
+    if outside(region, n, y, x):
+        return
+    center = depth[n, y, x]
+    out[n, y, x] = 0.0
+    if not is_valid(center):
+        return
+    total = float(0.0)
+    bad = float(0.0)
+    y_last = wp.min(y + RADIUS_PX, depth.shape[1] - 1)
+    x_last = wp.min(x + RADIUS_PX, depth.shape[2] - 1)
+    for v in range(wp.max(y - RADIUS_PX, 0), y_last + 1):
+        for u in range(wp.max(x - RADIUS_PX, 0), x_last + 1):
+            value = depth[n, v, u]
+            total += 1.0
+            if not is_valid(value) or wp.abs(value - center) > EROSION_DIFFERENCE_M:
+                bad += 1.0
+    if bad / total <= EROSION_RATIO:
+        out[n, y, x] = center
+
+
+@wp.kernel
+def smooth(
+    depth: wp.array3d(dtype=float), region: wp.array2d(dtype=int), out: wp.array3d(dtype=float)
+):
+    """Gaussian mean of the neighbours within 1 cm of the window's mean; fills small holes."""
+    n, y, x = wp.tid()
+    if outside(region, n, y, x):
+        return
+    count = float(0.0)
+    total = float(0.0)
+    y_first = wp.max(y - RADIUS_PX, 0)
+    x_first = wp.max(x - RADIUS_PX, 0)
+    y_last = wp.min(y + RADIUS_PX, depth.shape[1] - 1)
+    x_last = wp.min(x + RADIUS_PX, depth.shape[2] - 1)
+    for v in range(y_first, y_last + 1):
+        for u in range(x_first, x_last + 1):
+            value = depth[n, v, u]
+            if is_valid(value):
+                count += 1.0
+                total += value
+    out[n, y, x] = 0.0
+    if count == 0.0:
+        return
+    mean = total / count
+    weights = float(0.0)
+    weighted = float(0.0)
+    for v in range(y_first, y_last + 1):
+        for u in range(x_first, x_last + 1):
+            value = depth[n, v, u]
+            if is_valid(value) and wp.abs(value - mean) < BILATERAL_BAND_M:
+                squared = float((u - x) * (u - x) + (v - y) * (v - y))
+                weight = wp.exp(-squared / (2.0 * BILATERAL_SIGMA_PX * BILATERAL_SIGMA_PX))
+                weights += weight
+                weighted += weight * value
+    if weights > 0.0:
+        out[n, y, x] = weighted / weights
+
+
+class DepthFilter:
+    """Erosion then bilateral smoothing of (I, H, W) float32 metres; owns its two buffers.
+
+    Only the region of each image is computed; outside of it the result is undefined from an
+    earlier call, so readers must stay inside (`whole` covers everything).
+    """
+
+    def __init__(self, images: int, height: int, width: int, device: torch.device) -> None:
+        self._eroded = torch.zeros(images, height, width, device=device)
+        self._smooth = torch.zeros(images, height, width, device=device)
+        last = [0, 0, width - 1, height - 1]
+        self.whole = torch.tensor([last] * images, dtype=torch.int32, device=device)
+
+    def __call__(self, depth_m: torch.Tensor, region: torch.Tensor | None = None) -> torch.Tensor:
+        """Filter; region (I, 4) int32 inclusive x_first, y_first, x_last, y_last, default all.
+
+        The returned tensor is the filter's buffer, valid until the next call.
+        """
+        region = self.whole if region is None else region
+        outer = self._grown(region)
+        shape, device = tuple(depth_m.shape), depth_m.device
+        source, eroded, smoothed = map(as_warp, (depth_m, self._eroded, self._smooth))
+        launch(erode, shape, [source, as_warp(outer), eroded], device)
+        launch(smooth, shape, [eroded, as_warp(region), smoothed], device)
+        return self._smooth
+
+    @staticmethod
+    def _grown(region: torch.Tensor) -> torch.Tensor:
+        """Extend a region by the window radius: smoothing reads that far into the erosion."""
+        return torch.cat([region[:, :2] - 2, region[:, 2:] + 2], dim=1)

@@ -1,0 +1,309 @@
+"""Warp kernels of the batched z-buffer: one source for CPU and CUDA.
+
+Conventions (foundationpose.md §2.4 and §4): camera x right, y down, z forward; pixel centres at
+integer coordinates of the raster; one sample per pixel, no culling, nearest surface wins.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import warp as wp
+
+NEAR_M = wp.constant(0.001)  # near plane of the reference projection, foundationpose.md §4
+EDGE_TOLERANCE_PX = wp.constant(1.0e-3)  # closes cracks between triangles that share no vertex
+EMPTY = wp.constant(wp.uint64(0xFFFFFFFFFFFFFFFF))
+
+
+@wp.struct
+class Meshes:
+    """Device arrays of a MeshBank."""
+
+    vertices: wp.array(dtype=wp.vec3)
+    normals: wp.array(dtype=wp.vec3)
+    colors: wp.array(dtype=wp.vec3)
+    uv: wp.array(dtype=wp.vec2)
+    faces: wp.array(dtype=wp.vec3i)
+    face_start: wp.array(dtype=int)
+    face_count: wp.array(dtype=int)
+    texels: wp.array(dtype=wp.uint8)
+    texture_start: wp.array(dtype=int)
+    texture_size: wp.array(dtype=wp.vec2i)
+
+
+@wp.struct
+class Instances:
+    """What is drawn where: arrays of length images*slots, intrinsics of length images."""
+
+    mesh: wp.array(dtype=int)
+    texture: wp.array(dtype=int)
+    camera_from_centered: wp.array(dtype=wp.mat44)
+    intrinsics: wp.array(dtype=wp.vec4)
+    slots: int
+
+
+@wp.struct
+class Fragment:
+    """One visible surface point: which face of which instance, and where in it."""
+
+    instance: int
+    face: wp.vec3i
+    weights: wp.vec3  # perspective-correct, sum to 1
+    point: wp.vec3  # camera frame, metres
+    facing: float  # |cosine| between the face normal and the viewing ray
+
+
+@wp.func
+def to_pixel(point: wp.vec3, k: wp.vec4) -> wp.vec2:
+    return wp.vec2(k[0] * point[0] / point[2] + k[2], k[1] * point[1] / point[2] + k[3])
+
+
+@wp.func
+def edge(a: wp.vec2, b: wp.vec2, p: wp.vec2) -> float:
+    return (b[0] - a[0]) * (p[1] - a[1]) - (b[1] - a[1]) * (p[0] - a[0])
+
+
+@wp.func
+def clamped_weights(e0: float, e1: float, e2: float, inv_z: wp.vec3) -> wp.vec3:
+    """Perspective-correct weights of screen-space edge values, never outside the triangle."""
+    w = wp.vec3(wp.max(e0, 0.0) * inv_z[0], wp.max(e1, 0.0) * inv_z[1], wp.max(e2, 0.0) * inv_z[2])
+    return w / (w[0] + w[1] + w[2])
+
+
+@wp.kernel
+def rasterize(
+    meshes: Meshes,
+    instances: Instances,
+    visibility: wp.array3d(dtype=wp.uint64),
+):
+    """One thread per (instance, face): depth and id of the nearest face go into each pixel."""
+    i, f = wp.tid()
+    m = instances.mesh[i]
+    if m < 0:
+        return
+    if f >= meshes.face_count[m]:
+        return
+    n = i // instances.slots
+    face = meshes.faces[meshes.face_start[m] + f]
+    pose = instances.camera_from_centered[i]
+    k = instances.intrinsics[n]
+    p0 = wp.transform_point(pose, meshes.vertices[face[0]])
+    p1 = wp.transform_point(pose, meshes.vertices[face[1]])
+    p2 = wp.transform_point(pose, meshes.vertices[face[2]])
+    if wp.min(p0[2], wp.min(p1[2], p2[2])) < NEAR_M:
+        return
+    a = to_pixel(p0, k)
+    b = to_pixel(p1, k)
+    c = to_pixel(p2, k)
+    height = visibility.shape[1]
+    width = visibility.shape[2]
+    low_x = wp.min(a[0], wp.min(b[0], c[0])) - EDGE_TOLERANCE_PX
+    low_y = wp.min(a[1], wp.min(b[1], c[1])) - EDGE_TOLERANCE_PX
+    high_x = wp.max(a[0], wp.max(b[0], c[0])) + EDGE_TOLERANCE_PX
+    high_y = wp.max(a[1], wp.max(b[1], c[1])) + EDGE_TOLERANCE_PX
+    if high_x < 0.0 or high_y < 0.0 or low_x > float(width - 1) or low_y > float(height - 1):
+        return
+    area = edge(a, b, c)
+    if area == 0.0:
+        return
+    sign = wp.sign(area)
+    tolerance_a = -EDGE_TOLERANCE_PX * wp.length(c - b)
+    tolerance_b = -EDGE_TOLERANCE_PX * wp.length(a - c)
+    tolerance_c = -EDGE_TOLERANCE_PX * wp.length(b - a)
+    inv_z = wp.vec3(1.0 / p0[2], 1.0 / p1[2], 1.0 / p2[2])
+    identity = (wp.uint64(i - n * instances.slots) << wp.uint64(24)) | wp.uint64(f)
+    x_first = int(wp.ceil(wp.max(low_x, 0.0)))
+    x_last = int(wp.floor(wp.min(high_x, float(width - 1))))
+    y_first = int(wp.ceil(wp.max(low_y, 0.0)))
+    y_last = int(wp.floor(wp.min(high_y, float(height - 1))))
+    for y in range(y_first, y_last + 1):
+        for x in range(x_first, x_last + 1):
+            p = wp.vec2(float(x), float(y))
+            ea = edge(b, c, p) * sign
+            eb = edge(c, a, p) * sign
+            ec = edge(a, b, p) * sign
+            if ea >= tolerance_a and eb >= tolerance_b and ec >= tolerance_c:
+                w = clamped_weights(ea, eb, ec, inv_z)
+                depth = w[0] * p0[2] + w[1] * p1[2] + w[2] * p2[2]
+                bits = wp.uint64(wp.cast(depth, wp.uint32))  # positive floats order as integers
+                wp.atomic_min(visibility, n, y, x, (bits << wp.uint64(32)) | identity)
+
+
+@wp.func
+def fragment_at(
+    meshes: Meshes, instances: Instances, n: int, pixel: wp.vec2, packed: wp.uint64
+) -> Fragment:
+    """Rebuild the surface point behind a visibility entry that is not EMPTY."""
+    low = int(packed & wp.uint64(0xFFFFFFFF))
+    i = n * instances.slots + ((low >> 24) & 0xFF)
+    face = meshes.faces[meshes.face_start[instances.mesh[i]] + (low & 0xFFFFFF)]
+    pose = instances.camera_from_centered[i]
+    k = instances.intrinsics[n]
+    p0 = wp.transform_point(pose, meshes.vertices[face[0]])
+    p1 = wp.transform_point(pose, meshes.vertices[face[1]])
+    p2 = wp.transform_point(pose, meshes.vertices[face[2]])
+    a = to_pixel(p0, k)
+    b = to_pixel(p1, k)
+    c = to_pixel(p2, k)
+    sign = wp.sign(edge(a, b, c))
+    inv_z = wp.vec3(1.0 / p0[2], 1.0 / p1[2], 1.0 / p2[2])
+    ea = edge(b, c, pixel) * sign
+    eb = edge(c, a, pixel) * sign
+    w = clamped_weights(ea, eb, edge(a, b, pixel) * sign, inv_z)
+    depth = w[0] * p0[2] + w[1] * p1[2] + w[2] * p2[2]
+    ray = wp.vec3((pixel[0] - k[2]) / k[0], (pixel[1] - k[3]) / k[1], 1.0)
+    out = Fragment()
+    out.instance = i
+    out.face = face
+    out.weights = w
+    out.point = ray * depth
+    normal = wp.normalize(wp.cross(p1 - p0, p2 - p0))
+    out.facing = wp.abs(wp.dot(normal, wp.normalize(ray)))
+    return out
+
+
+@wp.func
+def texel(meshes: Meshes, texture: int, x: int, y: int) -> wp.vec3:
+    size = meshes.texture_size[texture]
+    column = ((x % size[1]) + size[1]) % size[1]
+    row = ((y % size[0]) + size[0]) % size[0]
+    at = (meshes.texture_start[texture] + row * size[1] + column) * 3
+    return (
+        wp.vec3(float(meshes.texels[at]), float(meshes.texels[at + 1]), float(meshes.texels[at + 2]))
+        / 255.0
+    )
+
+
+@wp.func
+def sample_texture(meshes: Meshes, texture: int, uv: wp.vec2) -> wp.vec3:
+    """Bilinear, wrapping, texel centres at half integers (OpenGL convention)."""
+    size = meshes.texture_size[texture]
+    x = uv[0] * float(size[1]) - 0.5
+    y = uv[1] * float(size[0]) - 0.5
+    x0 = wp.floor(x)
+    y0 = wp.floor(y)
+    fx = x - x0
+    fy = y - y0
+    top = (
+        texel(meshes, texture, int(x0), int(y0)) * (1.0 - fx)
+        + texel(meshes, texture, int(x0) + 1, int(y0)) * fx
+    )
+    bottom = (
+        texel(meshes, texture, int(x0), int(y0) + 1) * (1.0 - fx)
+        + texel(meshes, texture, int(x0) + 1, int(y0) + 1) * fx
+    )
+    return top * (1.0 - fy) + bottom * fy
+
+
+@wp.func
+def albedo_at(meshes: Meshes, instances: Instances, at: Fragment) -> wp.vec3:
+    texture = instances.texture[at.instance]
+    if texture < 0:
+        return (
+            meshes.colors[at.face[0]] * at.weights[0]
+            + meshes.colors[at.face[1]] * at.weights[1]
+            + meshes.colors[at.face[2]] * at.weights[2]
+        )
+    uv = (
+        meshes.uv[at.face[0]] * at.weights[0]
+        + meshes.uv[at.face[1]] * at.weights[1]
+        + meshes.uv[at.face[2]] * at.weights[2]
+    )
+    return sample_texture(meshes, texture, uv)
+
+
+@wp.func
+def vertex_diffuse(pose: wp.mat44, normal: wp.vec3, toward_light: wp.vec3) -> float:
+    return wp.clamp(wp.dot(wp.transform_vector(pose, normal), toward_light), 0.0, 1.0)
+
+
+@wp.func
+def diffuse_at(meshes: Meshes, instances: Instances, at: Fragment, toward: wp.vec3) -> float:
+    """Gouraud: the clamped cosine is taken per vertex and interpolated (foundationpose.md §4)."""
+    pose = instances.camera_from_centered[at.instance]
+    return (
+        vertex_diffuse(pose, meshes.normals[at.face[0]], toward) * at.weights[0]
+        + vertex_diffuse(pose, meshes.normals[at.face[1]], toward) * at.weights[1]
+        + vertex_diffuse(pose, meshes.normals[at.face[2]], toward) * at.weights[2]
+    )
+
+
+@wp.func
+def bounded(value: float) -> float:
+    """Zero a normalised coordinate at two mesh radii or more, per channel (trap 5)."""
+    if wp.abs(value) >= 2.0:
+        return 0.0
+    return value
+
+
+@wp.kernel
+def shade_network_input(
+    meshes: Meshes,
+    instances: Instances,
+    visibility: wp.array3d(dtype=wp.uint64),
+    inverse_radius: wp.array(dtype=float),
+    near_m: float,
+    out: wp.array4d(dtype=Any),
+):
+    """Rendered half "A" of the network input: head-lit colour and normalised xyz, NCHW."""
+    n, y, x = wp.tid()
+    color = wp.vec3(0.0, 0.0, 0.0)
+    xyz = wp.vec3(0.0, 0.0, 0.0)
+    packed = visibility[n, y, x]
+    if packed != EMPTY:
+        at = fragment_at(meshes, instances, n, wp.vec2(float(x), float(y)), packed)
+        albedo = albedo_at(meshes, instances, at)
+        diffuse = diffuse_at(meshes, instances, at, wp.vec3(0.0, 0.0, -1.0))
+        color = albedo * (0.8 + 0.5 * diffuse)
+        if at.point[2] >= near_m:
+            pose = instances.camera_from_centered[at.instance]
+            center = wp.vec3(pose[0, 3], pose[1, 3], pose[2, 3])
+            xyz = (at.point - center) * inverse_radius[instances.mesh[at.instance]]
+    for c in range(3):
+        out[n, c, y, x] = out.dtype(wp.clamp(color[c], 0.0, 1.0))
+        out[n, c + 3, y, x] = out.dtype(bounded(xyz[c]))
+
+
+@wp.struct
+class Lights:
+    """One light per image, arrays of length images (see rasterizer.Light)."""
+
+    toward: wp.array(dtype=wp.vec3)
+    strengths: wp.array(dtype=wp.vec4)  # ambient, diffuse, specular, shininess
+
+
+@wp.kernel
+def shade_image(
+    meshes: Meshes,
+    instances: Instances,
+    visibility: wp.array3d(dtype=wp.uint64),
+    lights: Lights,
+    color_out: wp.array4d(dtype=float),
+    depth_out: wp.array3d(dtype=float),
+    slot_out: wp.array3d(dtype=int),
+    facing_out: wp.array3d(dtype=float),
+):
+    """Image-like output for scenes: colour, depth, slot and facing ratio, NHWC / NHW."""
+    n, y, x = wp.tid()
+    packed = visibility[n, y, x]
+    color = wp.vec3(0.0, 0.0, 0.0)
+    depth = float(0.0)
+    slot = int(-1)
+    facing = float(0.0)
+    if packed != EMPTY:
+        at = fragment_at(meshes, instances, n, wp.vec2(float(x), float(y)), packed)
+        strengths = lights.strengths[n]
+        toward = lights.toward[n]
+        diffuse = diffuse_at(meshes, instances, at, toward)
+        albedo = albedo_at(meshes, instances, at)
+        half = wp.normalize(toward - wp.normalize(at.point))
+        shine = wp.pow(diffuse_at(meshes, instances, at, half), strengths[3]) * strengths[2]
+        color = albedo * (strengths[0] + strengths[1] * diffuse) + wp.vec3(shine, shine, shine)
+        depth = at.point[2]
+        slot = at.instance - n * instances.slots
+        facing = at.facing
+    for c in range(3):
+        color_out[n, y, x, c] = wp.clamp(color[c], 0.0, 1.0)
+    depth_out[n, y, x] = depth
+    slot_out[n, y, x] = slot
+    facing_out[n, y, x] = facing

@@ -1,0 +1,70 @@
+"""Network inputs of poses of one object: rendered "A" and observed "B" into fixed buffers."""
+
+from __future__ import annotations
+
+import torch
+
+from .crops import (
+    CROP_PX,
+    CropGeometry,
+    CropSpec,
+    ObservedImages,
+    crop_windows,
+    observed_grid,
+    rendered_intrinsics,
+    write_observed_input,
+)
+from .mesh import ObjectMesh
+from .mesh_bank import MeshBank
+from .rasterizer import Rasterizer
+
+NEIGHBOURHOOD_RATIO = 2.4  # twice the refiner's crop: an update moves less than this
+
+
+class ViewWriter:
+    """Owns the buffers (capacity, 6, 160, 160) of both halves and the rasterizer of "A"."""
+
+    def __init__(
+        self, mesh: ObjectMesh, capacity: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.capacity = capacity
+        self._raster = Rasterizer(MeshBank([mesh], device), capacity)
+        self._diameter = torch.tensor([mesh.diameter_m], dtype=torch.float64, device=device)
+        self._inverse_radius = torch.full((capacity,), 2 / mesh.diameter_m, device=device)
+        self._mesh_index = torch.zeros(capacity, 1, dtype=torch.int32, device=device)
+        layout = torch.channels_last if device.type == 'cuda' else torch.contiguous_format
+        shape = (capacity, 6, CROP_PX, CROP_PX)
+        self._rendered = torch.zeros(shape, dtype=dtype, device=device, memory_format=layout)
+        self._observed = torch.zeros(shape, dtype=dtype, device=device, memory_format=layout)
+
+    def write(
+        self, poses: torch.Tensor, images: ObservedImages, spec: CropSpec, size: tuple[int, ...]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write A and B of camera_from_centered (n <= capacity, 4, 4) for an image of size (H, W).
+
+        Returns views of the buffers, valid until the next call. Asynchronous, no host sync.
+        """
+        n = len(poses)
+        translations = poses[:, :3, 3]
+        windows = crop_windows(translations, images.intrinsics, self._diameter, spec.ratio)
+        view = rendered_intrinsics(windows, images.intrinsics)
+        rendered, observed = self._rendered[:n], self._observed[:n]
+        self._raster.draw(self._mesh_index[:n], poses[:, None], view)
+        self._raster.write_network_input(rendered, self._inverse_radius[:1], spec.near_m)
+        grid = observed_grid(windows, size[1], size[0])
+        geometry = CropGeometry(windows, grid, translations, self._inverse_radius[:n])
+        write_observed_input(observed, images, geometry, spec)
+        return rendered, observed
+
+    def neighbourhood(
+        self, poses: torch.Tensor, intrinsics: torch.Tensor, size: tuple[int, ...]
+    ) -> torch.Tensor:
+        """Image region (1, 4) int32 x_first, y_first, x_last, y_last that tracking can read."""
+        translations = poses[:, :3, 3]
+        window = crop_windows(translations, intrinsics, self._diameter, NEIGHBOURHOOD_RATIO)
+        low = window[:, :2]
+        high = window[:, :2] + window[:, 2:]
+        limits_x, limits_y = size[1] - 1, size[0] - 1
+        x = torch.stack([low[:, 0], high[:, 0]], 1).clamp(0, limits_x)
+        y = torch.stack([low[:, 1], high[:, 1]], 1).clamp(0, limits_y)
+        return torch.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], 1).to(torch.int32)

@@ -1,0 +1,81 @@
+"""The Fast DDS profile that lets whole images through, and how to tell when it is missing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import MutableMapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+PROFILE_PATH = Path(__file__).with_name('fastdds_shm.xml')
+PROFILE_VARIABLES = ('FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE')
+FIRST_RCLPY_WITH_FAST_DDS_3 = 8  # Jazzy has 7, Kilted 9
+
+
+def profile_variables() -> tuple[str, ...]:
+    """Return the environment variables that this ROS release's Fast DDS reads.
+
+    Up to Jazzy that is the old name only; Kilted and later warn at every start about the old name.
+    """
+    try:
+        major = int(version('rclpy').partition('.')[0])
+    except PackageNotFoundError:  # a workspace overlay without metadata
+        return PROFILE_VARIABLES
+    return PROFILE_VARIABLES[:1] if major >= FIRST_RCLPY_WITH_FAST_DDS_3 else PROFILE_VARIABLES[1:]
+
+
+def use_shared_memory_profile(environment: MutableMapping[str, str] = os.environ) -> bool:
+    """Point Fast DDS at the package's profile; call before rclpy.init.
+
+    Returns False, changing nothing, when the user has set a profile of his own. Other DDS
+    implementations ignore these variables.
+    """
+    if any(environment.get(name) for name in PROFILE_VARIABLES):
+        return False
+    if not PROFILE_PATH.is_file():
+        raise FileNotFoundError(
+            f'{PROFILE_PATH} is missing: the package was installed without its data, install again'
+        )
+    for name in profile_variables():
+        environment[name] = str(PROFILE_PATH)
+    return True
+
+
+@dataclass
+class SilenceCheck:
+    """Notices streams that are announced but do not arrive.
+
+    after_s: how long a stream may be silent. Pure logic: feed it times in seconds, any clock.
+    """
+
+    after_s: float
+    _last_s: dict[str, float] = field(default_factory=dict)
+
+    def heard(self, stream: str, now_s: float) -> None:
+        """Note a message."""
+        self._last_s[stream] = now_s
+
+    def silent(self, stream: str, publishers: int, now_s: float) -> bool:
+        """Tell whether a stream with publishers has been silent for after_s.
+
+        The time counts from the first call that saw a publisher, or from the last message.
+        """
+        if publishers == 0:
+            self._last_s.pop(stream, None)
+            return False
+        return now_s - self._last_s.setdefault(stream, now_s) >= self.after_s
+
+
+def announced_but_silent(topic: str, seconds: float, camera_info_arrives: bool) -> str:
+    """Explain a topic that has publishers and no messages, and the remedy."""
+    if not camera_info_arrives:
+        return (
+            f'{topic} is announced but nothing arrived for {seconds:.0f} s, nor on camera_info: is'
+            ' the camera running, and does its QoS match (ros2 topic info -v)?'
+        )
+    return (
+        f'{topic} is announced and camera_info arrives, but no image for {seconds:.0f} s. Fast DDS'
+        ' drops messages above 512 KB in its default shared memory: start the PUBLISHER with'
+        f' {PROFILE_VARIABLES[0]} and {PROFILE_VARIABLES[1]} set to {PROFILE_PATH}'
+    )

@@ -1,0 +1,119 @@
+"""A frozen dataclass to declared, described, checked ROS parameters, and back."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+from dataclasses import MISSING, Field, field, fields
+from typing import Any, TypeVar
+
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rclpy.exceptions import ParameterException
+from rclpy.node import Node
+
+Parameters = TypeVar('Parameters')
+OTHERS_PARAMETERS = ('use_sim_time', 'qos_overrides.', 'start_type_description_service')
+
+
+def parameter(
+    default: bool | int | float | str,
+    description: str,
+    unit: str = '',
+    limits: tuple[float, float] | None = None,
+    choices: tuple[str, ...] = (),
+) -> Any:
+    """Return a dataclass field that is one ROS parameter.
+
+    limits: inclusive, in the parameter's own unit; choices: the strings allowed.
+    """
+    metadata = {'description': description, 'unit': unit, 'limits': limits, 'choices': choices}
+    return field(default=default, metadata=metadata)
+
+
+def declare(node: Node, kind: type[Parameters]) -> Parameters:
+    """Declare every field of a parameter dataclass on a node and return the values in force.
+
+    All are read-only: they are fixed when the node starts. Raises ValueError naming the
+    parameter, its value and what is allowed.
+    """
+    values = {}
+    for spec in fields(kind):  # type: ignore[arg-type]
+        values[spec.name] = _declare_one(node, spec)
+    return kind(**values)
+
+
+def check_values(parameters: Any) -> None:
+    """Check the values of a parameter dataclass against its limits and choices.
+
+    Call it from __post_init__. Raises ValueError naming the parameter.
+    """
+    for spec in fields(parameters):
+        value, limits = getattr(parameters, spec.name), spec.metadata['limits']
+        choices = spec.metadata['choices']
+        if choices and value not in choices:
+            raise ValueError(f"{spec.name} is '{value}', must be one of {', '.join(choices)}")
+        if limits and not (math.isfinite(value) and limits[0] <= value <= limits[1]):
+            unit = f' {spec.metadata["unit"]}' if spec.metadata['unit'] else ''
+            raise ValueError(
+                f'{spec.name} is {value}{unit}, must be {limits[0]:g}..{limits[1]:g}{unit}'
+            )
+
+
+def unknown_parameters(given: Iterable[str], kind: type) -> list[str]:
+    """Explain parameters that were given but that the node does not have, one line each.
+
+    ROS ignores those without a word, so a misspelt name would leave the default in force.
+    """
+    known = [spec.name for spec in fields(kind)]
+    lines = []
+    for name in sorted(given):
+        if name in known or name.startswith(OTHERS_PARAMETERS):
+            continue
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f'did you mean {close[0]}?' if close else f'known are {", ".join(known)}'
+        lines.append(f'parameter {name} is unknown and has no effect: {hint}')
+    return lines
+
+
+def given_parameters(node: Node) -> list[str]:
+    """Return the names given to a node by command line, file or launch, declared or not."""
+    # rclpy has no public way to list overrides without declaring them (Humble to Lyrical)
+    return list(node._parameter_overrides)
+
+
+def describe(spec: Field[Any]) -> ParameterDescriptor:
+    """Return the ROS descriptor of a field made with `parameter`."""
+    limits, choices = spec.metadata['limits'], spec.metadata['choices']
+    unit = f' [{spec.metadata["unit"]}]' if spec.metadata['unit'] else ''
+    descriptor = ParameterDescriptor(
+        name=spec.name,
+        description=spec.metadata['description'] + unit,
+        additional_constraints=f'one of {", ".join(choices)}' if choices else '',
+        read_only=True,
+    )
+    if limits and isinstance(spec.default, int):
+        descriptor.integer_range = [
+            IntegerRange(from_value=int(limits[0]), to_value=int(limits[1]), step=1)
+        ]
+    elif limits:
+        descriptor.floating_point_range = [
+            FloatingPointRange(from_value=float(limits[0]), to_value=float(limits[1]), step=0.0)
+        ]
+    return descriptor
+
+
+def _declare_one(node: Node, spec: Field[Any]) -> Any:
+    if spec.default is MISSING:
+        raise TypeError(f'{spec.name} has no default: make it with parameter()')
+    try:
+        return node.declare_parameter(spec.name, spec.default, describe(spec)).value
+    except ParameterException as error:
+        limits, choices = spec.metadata['limits'], spec.metadata['choices']
+        allowed = f', {limits[0]:g}..{limits[1]:g}' if limits else ''
+        allowed += f', one of {", ".join(choices)}' if choices else ''
+        wanted = type(spec.default).__name__
+        example = ' (write 1.0, not 1)' if isinstance(spec.default, float) else ''
+        raise ValueError(
+            f'parameter {spec.name}: {error}; it must be {wanted}{example}{allowed}'
+        ) from error

@@ -1,0 +1,94 @@
+"""What every executable of this package does around its node: start, spin, end, exit status."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import Any, Protocol
+
+import rclpy
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.logging import get_logger
+from rclpy.signals import SignalHandlerOptions
+
+from foundationpose_trt.ros.dds import use_shared_memory_profile
+from foundationpose_trt.ros.worker import WorkerFailed
+
+SPIN_TIMEOUT_S = 0.1  # how long a signal may wait while no message arrives
+FAILED = 1
+BAD_INPUT = 2
+
+
+class RunnableNode(Protocol):
+    """What run_node asks of a node beyond rclpy's Node."""
+
+    def finished(self) -> bool:
+        """Tell whether the work is done; raises what a thread of the node raised."""
+
+    def close(self) -> None:
+        """Stop threads, publish nothing afterwards; may be called twice."""
+
+    def get_logger(self) -> Any:
+        """Return the node's logger."""
+
+    def destroy_node(self) -> Any:
+        """Release the node's topics."""
+
+
+def run_node(
+    name: str, make_node: Callable[[], RunnableNode], arguments: Sequence[str] | None = None
+) -> int:
+    """Run one node until it is finished or SIGINT or SIGTERM arrives; return the exit status.
+
+    0: finished or stopped by a signal; 1: a failure while running; 2: bad parameters or files.
+    Signals only set a flag, so that nothing publishes into a context that is already gone.
+    """
+    use_shared_memory_profile()
+    rclpy.init(
+        args=list(arguments) if arguments is not None else None,
+        signal_handler_options=SignalHandlerOptions.NO,
+    )
+    try:
+        return _make_and_spin(name, make_node)
+    finally:
+        rclpy.try_shutdown()
+
+
+def _make_and_spin(name: str, make_node: Callable[[], RunnableNode]) -> int:
+    stop = StopRequest()
+    try:
+        node = make_node()
+    except (ValueError, OSError) as error:
+        get_logger(name).fatal(f'cannot start: {error}')
+        return BAD_INPUT
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    try:
+        while not stop.requested and not node.finished():
+            executor.spin_once(timeout_sec=SPIN_TIMEOUT_S)
+        node.close()
+        node.finished()  # raises what a thread raised in its last moments
+    except ExternalShutdownException:
+        pass  # somebody in this process called rclpy.shutdown: an end like any other
+    except (WorkerFailed, TimeoutError) as error:
+        node.get_logger().fatal(str(error))
+        return FAILED
+    finally:
+        node.close()
+        executor.shutdown(timeout_sec=1.0)
+        node.destroy_node()
+    return 0
+
+
+class StopRequest:
+    """Set by SIGINT and SIGTERM; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+        signal.signal(number, signal.SIG_DFL)

@@ -1,0 +1,93 @@
+"""Builds the tracker that the parameters ask for; every refusal names the parameter to change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from foundationpose_trt.datatypes import CameraIntrinsics
+from foundationpose_trt.pose.estimator import (
+    PRUNED_SCHEDULE,
+    EstimatorSettings,
+    PoseEstimator,
+    RegisterStage,
+)
+from foundationpose_trt.pose.mesh import ObjectMesh
+from foundationpose_trt.pose.mesh_loading import load_mesh
+from foundationpose_trt.pose.tracker import ObjectTracker, TrackerSettings
+from foundationpose_trt.pose.weights import load_networks
+from foundationpose_trt.ros.tracker_parameters import TrackerParameters
+
+
+class BuiltTracker(NamedTuple):
+    """A tracker, and what must run once before its first frame."""
+
+    tracker: ObjectTracker
+    warm_up: Callable[[CameraIntrinsics], None]
+    description: str
+
+
+def build_tracker(parameters: TrackerParameters) -> BuiltTracker:
+    """Load mesh and networks; raises ValueError naming the parameter that must change."""
+    mesh = _load_mesh(parameters)
+    device = choose_device(parameters.device)
+    with _naming(f"weights '{parameters.weights}' (precision {parameters.precision})"):
+        networks = load_networks(parameters.weights, device, parameters.precision)
+    estimator = PoseEstimator(mesh, networks, estimator_settings(parameters, device))
+    description = (
+        f'{mesh.name}: diameter {mesh.diameter_m * 1e3:.1f} mm, {len(mesh.faces)} triangles;'
+        f' weights {networks.name} on {device}, {parameters.precision}'
+    )
+    tracker = ObjectTracker(estimator, tracker_settings(parameters))
+    return BuiltTracker(tracker, estimator.warm_up, description)
+
+
+def choose_device(device: str) -> str:
+    """Return 'cpu' or 'cuda'; raises ValueError when CUDA is asked for and not there."""
+    if device == 'auto':
+        return 'cuda' if torch.cuda.is_available() else 'cpu'
+    if device == 'cuda' and not torch.cuda.is_available():
+        raise ValueError(
+            f'device is cuda, but torch {torch.__version__} finds no CUDA GPU: install a CUDA'
+            ' build of torch and a driver, or set device to auto or cpu'
+        )
+    return device
+
+
+def estimator_settings(parameters: TrackerParameters, device: str) -> EstimatorSettings:
+    """Map the parameters to the estimator's settings; schedule auto: full on CUDA, else pruned."""
+    pruned = parameters.register_schedule == 'pruned' or (
+        parameters.register_schedule == 'auto' and device == 'cpu'
+    )
+    full = (RegisterStage(parameters.refine_iterations, EstimatorSettings().chunk),)
+    return EstimatorSettings(
+        schedule=PRUNED_SCHEDULE if pruned else full,
+        track_iterations=parameters.track_refine_iterations,
+        min_depth_m=parameters.min_depth_m,
+        max_depth_m=parameters.max_depth_m,
+    )
+
+
+def tracker_settings(parameters: TrackerParameters) -> TrackerSettings:
+    """Map the parameters to the tracker's settings."""
+    return TrackerSettings()
+
+
+def _load_mesh(parameters: TrackerParameters) -> ObjectMesh:
+    path = Path(parameters.mesh_file_path).expanduser()
+    with _naming(f"mesh_file_path '{path}' (mesh_scale {parameters.mesh_scale:g})"):
+        if not path.is_file():
+            raise ValueError('no such file')
+        return load_mesh(path, parameters.mesh_scale)
+
+
+@contextmanager
+def _naming(parameter: str) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise ValueError(f'parameter {parameter}: {error}') from error

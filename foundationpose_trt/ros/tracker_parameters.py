@@ -1,0 +1,66 @@
+"""The parameters of tracker_node, with their units and limits; config/tracker.yaml shows them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from foundationpose_trt.ros.parameters import check_values, parameter
+
+
+@dataclass(frozen=True)
+class TrackerParameters:
+    """Values in force for one run of tracker_node. Raises ValueError naming what is wrong."""
+
+    mesh_file_path: str = parameter('', 'mesh of the object: obj, ply, glb or stl; required')
+    mesh_scale: float = parameter(
+        1.0, 'factor from file units to metres: 0.001 for a mesh in mm', limits=(1e-6, 1e6)
+    )
+    weights: str = parameter('small', 'weight set: small, base, or a folder')
+    device: str = parameter(
+        'auto', 'where the networks run; auto takes CUDA if there is a GPU',
+        choices=('auto', 'cpu', 'cuda'),
+    )  # fmt: skip
+    precision: str = parameter(
+        'fp32', 'floating point of the networks; fp16 needs CUDA', choices=('fp32', 'fp16')
+    )
+    register_schedule: str = parameter(
+        'auto', 'full: refine and score all hypotheses, as published; pruned: drop the bad ones'
+        ' early; auto: full on CUDA, pruned on a CPU', choices=('auto', 'full', 'pruned'),
+    )  # fmt: skip
+    refine_iterations: int = parameter(
+        5, 'refinements of every hypothesis when registering with the full schedule', '', (1, 20)
+    )
+    track_refine_iterations: int = parameter(
+        2, 'refinements of the last pose per tracked frame', '', (1, 20)
+    )
+    min_depth_m: float = parameter(
+        0.1, 'nearest distance at which the object is looked for', 'm', (0.0, 100.0)
+    )
+    max_depth_m: float = parameter(
+        10.0, 'farthest distance at which the object is looked for', 'm', (0.0, 100.0)
+    )
+    depth_unit_m: float = parameter(
+        0.001, 'metres per unit of a 16UC1 depth image', 'm', (1e-6, 1.0)
+    )
+    sync_slop_ms: float = parameter(
+        10.0, 'largest distance of stamps of image, depth and mask', 'ms', (0.0, 1000.0)
+    )
+    mask_history_frames: int = parameter(
+        15, 'frames remembered for a mask that arrives late', 'frames', (1, 300)
+    )
+    silence_warning_s: float = parameter(
+        5.0, 'warn when an announced topic is silent for this long', 's', (0.5, 3600.0)
+    )
+
+    def __post_init__(self) -> None:
+        check_values(self)
+        if not self.mesh_file_path:
+            raise ValueError(
+                'mesh_file_path is empty: set it to the mesh of the object (obj, ply, glb or stl),'
+                ' e.g. -p mesh_file_path:=/path/to/object.obj'
+            )
+        if self.min_depth_m >= self.max_depth_m:
+            raise ValueError(
+                f'min_depth_m is {self.min_depth_m} m and max_depth_m {self.max_depth_m} m:'
+                ' the first must be smaller'
+            )

@@ -1,0 +1,1 @@
+"""Rendered worlds: procedural objects, textures, clutter and sensor noise."""

@@ -1,0 +1,1 @@
+"""Command line programs: composition roots that run the pose core without ROS."""

@@ -1,0 +1,125 @@
+"""`foundationpose-trt train refiner|scorer`: our own weights from rendered scenes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..pose.networks import RefineNet, ScoreNet
+from ..pose.weights import save_network, write_manifest
+from ..training.loop import Trainer, TrainSettings
+from ..training.refiner import train_refiner, validate_refiner
+from ..training.scenes import TrainingWorld
+from ..training.scorer import train_scorer, validate_scorer
+from ..training.world import HELD_OUT_SEED, make_world
+
+HELP = 'train the refiner or the scorer on rendered scenes'
+HELD_OUT_OBJECTS = 150
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    defaults = TrainSettings()
+    parser.add_argument('network', choices=['refiner', 'scorer'])
+    parser.add_argument('--out', type=Path, required=True, help='folder of the weight set')
+    parser.add_argument('--width', type=float, default=defaults.width, help='1 = official size')
+    parser.add_argument('--seconds', type=float, default=defaults.seconds)
+    parser.add_argument('--batch', type=int, default=defaults.batch, help='crops per step')
+    parser.add_argument('--learning-rate', type=float, default=defaults.learning_rate)
+    parser.add_argument('--objects', type=int, default=3000, help='procedural objects to make')
+    parser.add_argument('--backgrounds', type=int, default=300)
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--resume', type=Path, help='a .checkpoint.pt to go on from')
+    parser.add_argument('--refiner', type=Path, help='refiner .checkpoint.pt (scorer training)')
+    parser.add_argument('--validation-batches', type=int, default=16)
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--no-compile', action='store_true')
+    parser.add_argument('--json', type=Path, help='write the validation figures')
+
+
+def run(options: argparse.Namespace) -> int:
+    """Train one stretch, validate on held-out objects, export fp16 safetensors and manifest."""
+    torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision('high')
+    device = torch.device(options.device)
+    settings = TrainSettings(
+        width=options.width,
+        seconds=options.seconds,
+        batch=options.batch,
+        learning_rate=options.learning_rate,
+        seed=options.seed,
+        compile=not options.no_compile,
+    )
+    world = make_world(range(options.objects), options.backgrounds, device)
+    held_out_count = min(HELD_OUT_OBJECTS, options.objects)
+    held_out = make_world(
+        range(HELD_OUT_SEED, HELD_OUT_SEED + held_out_count), options.backgrounds, device
+    )
+    if options.network == 'refiner':
+        trainer = train_refiner(world, settings, options.out, options.resume)
+    else:
+        refiner = _averaged_refiner(options.refiner, options.width, device)
+        trainer = train_scorer(world, settings, options.out, options.resume, refiner)
+    metrics = _validate(trainer, held_out, options)
+    print(json.dumps(metrics, indent=2))
+    if options.json:
+        options.json.write_text(json.dumps(metrics, indent=2) + '\n')
+    _export(trainer, options, metrics)
+    return 0
+
+
+def _averaged_refiner(path: Path | None, width: float, device: torch.device) -> RefineNet:
+    if path is None:
+        raise ValueError('training the scorer needs --refiner: the refiner .checkpoint.pt to rank')
+    state = torch.load(path, map_location=device, weights_only=True)
+    network = RefineNet(state['settings']['width']).to(device)
+    network.load_state_dict(state['average'])
+    return network
+
+
+def _validate(
+    trainer: Trainer, held_out: TrainingWorld, options: argparse.Namespace
+) -> dict[str, float]:
+    network = trainer.average.network
+    if isinstance(network, RefineNet):
+        return validate_refiner(network, held_out, options.validation_batches, options.batch)
+    assert isinstance(network, ScoreNet)
+    device = next(network.parameters()).device
+    refiner = _averaged_refiner(options.refiner, options.width, device).eval()
+    return validate_scorer(network, refiner, held_out, options.validation_batches * 8)
+
+
+def _export(trainer: Trainer, options: argparse.Namespace, metrics: dict[str, float]) -> None:
+    network = trainer.average.network
+    save_network(network, options.out / f'{options.network}.safetensors')
+    entry: dict[str, Any] = {
+        'width': options.width,
+        'parameters': sum(p.numel() for p in network.parameters()),
+        'training': {
+            'command': ' '.join(['foundationpose-trt', *sys.argv[1:]]),
+            'commit': _commit(),
+            'steps': trainer.step_count,
+            'seconds': trainer.trained_seconds,
+            'objects': options.objects,
+        },
+        'metrics_held_out': metrics,
+    }
+    write_manifest(options.out, options.network, entry)
+
+
+def _commit() -> str:
+    """Return the git commit of the code that trained, or 'unknown' outside a checkout."""
+    try:
+        result = subprocess.run(
+            ['git', 'rev-parse', 'HEAD'], capture_output=True, text=True, check=True,
+            cwd=Path(__file__).parent,
+        )  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return 'unknown'
+    return result.stdout.strip()

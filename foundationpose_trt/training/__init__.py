@@ -1,0 +1,1 @@
+"""Training of our own refiner and scorer weights on rendered scenes."""

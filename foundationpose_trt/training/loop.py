@@ -1,0 +1,147 @@
+"""Everything both trainings share: schedule, averaging, checkpoints, a clock to stop by."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from tqdm import tqdm
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """One stretch of training. seconds counts from the end of warm-up, not compile time."""
+
+    width: float = 0.5
+    seconds: float = 600.0
+    batch: int = 256
+    learning_rate: float = 6e-4
+    weight_decay: float = 1e-2
+    warmup_steps: int = 400
+    average_decay: float = 0.9995
+    checkpoint_seconds: float = 60.0
+    seed: int = 0
+    compile: bool = True
+
+
+class WeightAverage:
+    """Exponential moving average of a network, buffers included; the part that is shipped."""
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        self._decay = decay
+        self._steps = 0
+
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        """Fold the current weights in; the decay grows with the steps so that the start fades."""
+        self._steps += 1
+        decay = min(self._decay, self._steps / (self._steps + 10))
+        ours = [t for t in self.network.state_dict().values() if t.is_floating_point()]
+        theirs = [t for t in network.state_dict().values() if t.is_floating_point()]
+        torch._foreach_lerp_(ours, theirs, 1 - decay)
+
+
+class Trainer:
+    """Optimiser, schedule, average and checkpoint of one network."""
+
+    def __init__(self, network: nn.Module, settings: TrainSettings, folder: Path) -> None:
+        self.network = network
+        self.settings = settings
+        self.folder = folder
+        self.average = WeightAverage(network, settings.average_decay)
+        self.optimizer = torch.optim.AdamW(
+            network.parameters(),
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            fused=next(network.parameters()).is_cuda,
+        )
+        self.step_count = 0
+        self.trained_seconds = 0.0
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def rate(self, progress: float) -> float:
+        """Learning rate: linear warm-up, then cosine to 2 % over progress 0..1."""
+        warm = min(1.0, (self.step_count + 1) / self.settings.warmup_steps)
+        cosine = 0.51 + 0.49 * math.cos(math.pi * min(1.0, progress))
+        return self.settings.learning_rate * warm * cosine
+
+    def step(self, loss: torch.Tensor, progress: float) -> None:
+        """One optimiser step on a scalar loss; gradient norm clipped at 1."""
+        for group in self.optimizer.param_groups:
+            group['lr'] = self.rate(progress)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.average.update(self.network)
+        self.step_count += 1
+
+    def save(self, name: str) -> Path:
+        """Write the resumable state atomically."""
+        path = self.folder / f'{name}.checkpoint.pt'
+        state: dict[str, Any] = {
+            'network': self.network.state_dict(),
+            'average': self.average.network.state_dict(),
+            'optimizer': self.optimizer.state_dict(),
+            'steps': self.step_count,
+            'trained_seconds': self.trained_seconds,
+            'settings': asdict(self.settings),
+        }
+        temporary = path.with_suffix('.tmp')
+        torch.save(state, temporary)
+        os.replace(temporary, path)
+        return path
+
+    def load(self, path: Path) -> None:
+        """Go on from save(), or start from the weights of a .safetensors file.
+
+        Raises FileNotFoundError, or RuntimeError on another width.
+        """
+        device = next(self.network.parameters()).device
+        if path.suffix == '.safetensors':
+            weights = {key: value.float() for key, value in load_file(path).items()}
+            for network in (self.network, self.average.network):
+                network.load_state_dict({**network.state_dict(), **weights})
+            return
+        state = torch.load(path, map_location=device, weights_only=True)
+        self.network.load_state_dict(state['network'])
+        self.average.network.load_state_dict(state['average'])
+        self.optimizer.load_state_dict(state['optimizer'])
+        self.step_count = state['steps']
+        self.trained_seconds = state['trained_seconds']
+
+
+def run_stretch(trainer: Trainer, name: str, one_step: Callable[[float], torch.Tensor]) -> None:
+    """Call one_step(progress) -> detached loss until the seconds are over; checkpoints on the way.
+
+    The first two steps compile and are not counted.
+    """
+    settings = trainer.settings
+    for _ in range(2):
+        one_step(0.0)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = saved = time.monotonic()
+    running = None
+    with tqdm(total=int(settings.seconds), unit='s', desc=f'train {name}', mininterval=5) as bar:
+        while (elapsed := time.monotonic() - start) < settings.seconds:
+            loss = one_step(elapsed / settings.seconds)
+            running = loss if running is None else torch.lerp(running, loss, 0.02)
+            if trainer.step_count % 100 == 0:
+                bar.set_postfix(step=trainer.step_count, loss=f'{running.item():.4f}')
+                bar.update(int(elapsed) - bar.n)
+            if time.monotonic() - saved > settings.checkpoint_seconds:
+                trainer.save(name)
+                saved = time.monotonic()
+    trainer.trained_seconds += settings.seconds
+    trainer.save(name)
