@@ -1,0 +1,36 @@
+"""Marks that skip what this machine lacks, and an environment that keeps DDS on this host."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import pytest
+
+os.environ.setdefault('MPLBACKEND', 'Agg')
+# rclpy reads these when a test calls init: stay off the network and apart from parallel runs.
+os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
+os.environ.setdefault('ROS_DOMAIN_ID', str(1 + os.getpid() % 100))
+
+
+def _lacks_gpu() -> bool:
+    import torch  # takes seconds, so only where a collected test asks for a GPU
+
+    return not torch.cuda.is_available()
+
+
+def _lacks_ros() -> bool:
+    # A ROS that is installed but broken must fail the tests, not skip them: so no import here.
+    return importlib.util.find_spec('rclpy') is None
+
+
+LACKS = {'gpu': (_lacks_gpu, 'no CUDA device'), 'ros': (_lacks_ros, 'rclpy is not installed')}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip marked tests where their device or middleware is absent."""
+    for mark, (lacks, reason) in LACKS.items():
+        marked = [item for item in items if item.get_closest_marker(mark)]
+        if marked and lacks():
+            for item in marked:
+                item.add_marker(pytest.mark.skip(reason=reason))
