@@ -1,4 +1,4 @@
-"""Imports flow one way, and no file needs ROS, a GPU or TensorRT to be imported (ros/ needs ROS)."""
+"""Imports flow one way; only ros/ needs ROS, and nothing needs a GPU or TensorRT, to import."""
 
 from __future__ import annotations
 

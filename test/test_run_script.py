@@ -57,7 +57,7 @@ def run(machine: Path, *words: str) -> subprocess.CompletedProcess:
         (
             'getconf',
             '#!/bin/sh\necho glibc 2.27',
-            'glibc 2.28 or newer, this system has glibc 2.27',
+            '2.28 or newer, this system has glibc 2.27',
         ),
         ('getconf', '#!/bin/sh\nexit 1', 'this system has another C library'),
         ('python3', '#!/bin/sh\nexit 1', 'no Python 3.10 to 3.13 found: sudo apt install'),
