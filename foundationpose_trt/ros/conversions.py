@@ -8,12 +8,13 @@ from typing import Any
 import cv2
 import numpy as np
 from builtin_interfaces.msg import Time
-from geometry_msgs.msg import PoseStamped
+from geometry_msgs.msg import Pose, PoseStamped
+from scipy.spatial.transform import Rotation
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
 from foundationpose_trt.datatypes import CameraIntrinsics, Frame
-from foundationpose_trt.geometry import quaternion_xyzw
+from foundationpose_trt.geometry import quaternion_xyzw, transform
 from foundationpose_trt.ros.other_encodings import color_by_library
 from foundationpose_trt.ros.rejections import RejectedMessage, Rejection
 
@@ -147,6 +148,13 @@ def pose_message(camera_from_object: np.ndarray, frame: Frame) -> PoseStamped:
     return message
 
 
+def pose_matrix(pose: Pose) -> np.ndarray:
+    """Return a message's pose as a (4, 4) float64 matrix, metres; the quaternion is normalised."""
+    q, p = pose.orientation, pose.position
+    rotation = Rotation.from_quat([q.x, q.y, q.z, q.w]).as_matrix()
+    return transform(rotation, np.array([p.x, p.y, p.z]))
+
+
 def header_message(nanoseconds: int, frame_id: str) -> Header:
     """Return a header with this stamp and frame."""
     return Header(stamp=stamp_message(nanoseconds), frame_id=frame_id)
@@ -159,7 +167,7 @@ def image_message(pixels: np.ndarray, encoding: str, header: Header) -> Image:
     """
     pixels = np.ascontiguousarray(pixels)
     data = array.array('B')
-    data.frombytes(memoryview(pixels).cast('B'))
+    data.frombytes(pixels.data.cast('B'))
     return Image(
         header=header,
         height=pixels.shape[0],
@@ -208,7 +216,8 @@ def pixel_view(message: Image, dtype: np.dtype[Any], channels: int) -> np.ndarra
             f' {len(message.data)} bytes; the publisher fills the message wrongly',
         )
     order = dtype.newbyteorder('>' if message.is_bigendian else '<')
-    shape, strides = (height, width, channels), (step, channels * dtype.itemsize, dtype.itemsize)
+    shape: tuple[int, ...] = (height, width, channels)
+    strides: tuple[int, ...] = (step, channels * dtype.itemsize, dtype.itemsize)
     if channels == 1:
         shape, strides = shape[:2], strides[:2]
     return np.ndarray(shape, order, buffer=message.data, strides=strides)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import MutableMapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,21 +25,24 @@ def profile_variables() -> tuple[str, ...]:
     return PROFILE_VARIABLES[:1] if major >= FIRST_RCLPY_WITH_FAST_DDS_3 else PROFILE_VARIABLES[1:]
 
 
-def use_shared_memory_profile(environment: MutableMapping[str, str] = os.environ) -> bool:
-    """Point Fast DDS at the package's profile; call before rclpy.init.
+def profile_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables to add so that Fast DDS uses the package's profile.
 
-    Returns False, changing nothing, when the user has set a profile of his own. Other DDS
-    implementations ignore these variables.
+    Empty when the user has set a profile of his own. Other DDS implementations ignore them.
+    Raises FileNotFoundError when the profile was not installed.
     """
     if any(environment.get(name) for name in PROFILE_VARIABLES):
-        return False
+        return {}
     if not PROFILE_PATH.is_file():
         raise FileNotFoundError(
             f'{PROFILE_PATH} is missing: the package was installed without its data, install again'
         )
-    for name in profile_variables():
-        environment[name] = str(PROFILE_PATH)
-    return True
+    return {name: str(PROFILE_PATH) for name in profile_variables()}
+
+
+def use_shared_memory_profile() -> None:
+    """Make Fast DDS in this process and its children use the profile; call before rclpy.init."""
+    os.environ.update(profile_environment(os.environ))
 
 
 @dataclass

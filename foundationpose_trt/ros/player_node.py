@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import time
 from collections.abc import Iterator, Sequence
@@ -148,8 +149,8 @@ def load_pictures(parameters: PlayerParameters) -> list[Picture]:
     """
     scene = BopScene.open(parameters.scene)
     object_id = choose_object(scene, parameters.object_id)
-    header = Header(frame_id=parameters.frame_id)
-    return [_picture(scene, frame_id, object_id, parameters, header) for frame_id in scene.frame_ids]
+    ids = scene.frame_ids[: parameters.max_images]
+    return [_picture(scene, frame_id, object_id, parameters) for frame_id in ids]
 
 
 def choose_object(scene: BopScene, object_id: int) -> int:
@@ -164,38 +165,36 @@ def choose_object(scene: BopScene, object_id: int) -> int:
 
 
 def depth_message(frame: Frame, encoding: str, header: Header) -> Image:
-    """Return depth as 16UC1 millimetres (0 where invalid or beyond 65.5 m) or 32FC1 metres."""
+    """Return depth as 16UC1 millimetres or 32FC1 metres, invalid as 0 or NaN (REP 118).
+
+    16UC1 ends at 65.5 m; what is farther becomes invalid.
+    """
     if encoding == '32FC1':
-        return conversions.image_message(frame.depth_m, encoding, header)
+        depth_m = np.where(frame.depth_m > 0, frame.depth_m, np.float32(np.nan))
+        return conversions.image_message(depth_m, encoding, header)
     depth_mm = np.rint(frame.depth_m * MM_PER_M)
     depth_mm[depth_mm > MAX_16U_MM] = 0
     return conversions.image_message(depth_mm.astype(np.uint16), encoding, header)
 
 
-def _picture(
-    scene: BopScene, frame_id: int, object_id: int, parameters: PlayerParameters, header: Header
-) -> Picture:
-    frame = scene.frame(frame_id)
-    mask, pose = scene.mask(frame_id, object_id), scene.camera_from_object(frame_id, object_id)
-    named = Frame(frame.rgb, frame.depth_m, frame.intrinsics, frame_id=parameters.frame_id)
-    return Picture(
-        image=conversions.image_message(frame.rgb, 'rgb8', header_copy(header)),
-        depth=depth_message(frame, parameters.depth_encoding, header_copy(header)),
-        camera_info=conversions.camera_info_message(frame.intrinsics, header_copy(header)),
-        segmentation=_mask_message(mask, header_copy(header)),
-        truth=conversions.pose_message(pose, named) if pose is not None else None,
-    )
-
-
-def _mask_message(mask: np.ndarray | None, header: Header) -> Image | None:
-    if mask is None:
-        return None
+def mask_message(mask: np.ndarray, header: Header) -> Image:
+    """Return a (H, W) bool mask as mono8, 255 = object."""
     return conversions.image_message(np.where(mask, 255, 0).astype(np.uint8), 'mono8', header)
 
 
-def header_copy(header: Header) -> Header:
-    """Return a header of its own for each message: their stamps are set independently."""
-    return Header(frame_id=header.frame_id)
+def _picture(
+    scene: BopScene, frame_id: int, object_id: int, parameters: PlayerParameters
+) -> Picture:
+    frame = dataclasses.replace(scene.frame(frame_id), frame_id=parameters.frame_id)
+    header = Header(frame_id=parameters.frame_id)
+    mask, pose = scene.mask(frame_id, object_id), scene.camera_from_object(frame_id, object_id)
+    return Picture(
+        image=conversions.image_message(frame.rgb, 'rgb8', header),
+        depth=depth_message(frame, parameters.depth_encoding, header),
+        camera_info=conversions.camera_info_message(frame.intrinsics, header),
+        segmentation=mask_message(mask, header) if mask is not None else None,
+        truth=conversions.pose_message(pose, frame) if pose is not None else None,
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

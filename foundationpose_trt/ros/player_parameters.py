@@ -26,6 +26,10 @@ class PlayerParameters:
     frame_id: str = parameter(
         'camera_color_optical_frame', 'optical frame of the images: x right, y down, z forward'
     )
+    max_images: int = parameter(
+        600, 'images read into memory, 1.8 MB each at 640x480; the rest is left out', 'images',
+        (1, 100_000),
+    )  # fmt: skip
     wait_for_state: str = parameter(
         '', 'repeat the first image until the topic state says so, e.g. TRACKING; empty: play on',
         choices=('', *STATES),

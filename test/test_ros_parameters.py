@@ -1,0 +1,131 @@
+"""Parameters as declared by rclpy, against the dataclasses, the YAML files and the pose core."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip('rclpy', reason='ROS 2 (rclpy) is not installed')
+import rclpy
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+
+from foundationpose_trt.ros.parameters import (
+    check_values,
+    declare,
+    given_parameters,
+    parameter,
+    unknown_parameters,
+)
+from foundationpose_trt.ros.player_parameters import PlayerParameters
+from foundationpose_trt.ros.tracker_parameters import TrackerParameters
+
+pytestmark = pytest.mark.ros
+CONFIG = Path(__file__).parents[1] / 'config'
+REQUIRED = {TrackerParameters: 'mesh_file_path', PlayerParameters: 'scene'}
+
+
+@pytest.fixture
+def context(tmp_path, monkeypatch):
+    monkeypatch.setenv('ROS_LOG_DIR', str(tmp_path))
+    context = rclpy.Context()
+    rclpy.init(context=context)
+    yield context
+    context.try_shutdown()
+
+
+def node_with(context, overrides=(), arguments=()):
+    return Node(
+        'probe', context=context, parameter_overrides=list(overrides),
+        cli_args=['--ros-args', *arguments], enable_rosout=False, start_parameter_services=False,
+    )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    rate_hz: float = parameter(2.0, 'how often', 'Hz', (0.5, 10.0))
+    count: int = parameter(3, 'how many', limits=(1, 5))
+    mode: str = parameter('a', 'which', choices=('a', 'b'))
+    on: bool = parameter(True, 'whether')
+
+    def __post_init__(self):
+        check_values(self)
+
+
+def test_declares_described_ranged_read_only_parameters(context):
+    node = node_with(context, [Parameter('rate_hz', value=4.0), Parameter('mode', value='b')])
+    assert declare(node, Sample) == Sample(rate_hz=4.0, mode='b')
+    rate, count, mode = (node.describe_parameter(n) for n in ('rate_hz', 'count', 'mode'))
+    assert rate.description == 'how often [Hz]' and rate.read_only
+    assert rate.floating_point_range[0].from_value == 0.5
+    assert rate.floating_point_range[0].to_value == 10.0
+    assert (count.integer_range[0].from_value, count.integer_range[0].to_value) == (1, 5)
+    assert mode.additional_constraints == 'one of a, b'
+    assert not node.set_parameters([Parameter('count', value=4)])[0].successful
+
+
+@pytest.mark.parametrize(
+    ('argument', 'words'),
+    [
+        ('rate_hz:=20.0', 'rate_hz.*0.5..10'),
+        ('rate_hz:=3', r'rate_hz.*write 1\.0, not 1'),
+        ('rate_hz:=.nan', 'rate_hz'),
+        ('count:=9', 'count.*1..5'),
+        ('count:=many', 'count.*must be int'),
+        ('mode:=c', "mode is 'c', must be one of a, b"),
+        ('on:=3', 'on.*must be bool'),
+    ],
+)
+def test_bad_values_name_parameter_and_what_is_allowed(context, argument, words):
+    node = node_with(context, arguments=['-p', argument])
+    with pytest.raises(ValueError, match=words):
+        declare(node, Sample)
+
+
+def test_misspelt_parameters_are_pointed_out(context):
+    node = node_with(context, arguments=['-p', 'rate_hs:=1.0', '-p', 'use_sim_time:=false'])
+    lines = unknown_parameters(given_parameters(node), Sample)
+    assert lines == ['parameter rate_hs is unknown and has no effect: did you mean rate_hz?']
+
+
+@pytest.mark.parametrize('kind', [TrackerParameters, PlayerParameters])
+def test_yaml_holds_every_parameter_with_its_default(context, kind):
+    name = kind.__name__.removesuffix('Parameters').lower()
+    path = CONFIG / f'{name}.yaml'
+    node = node_with(context, arguments=['--params-file', str(path)])
+    defaults = {spec.name: spec.default for spec in dataclasses.fields(kind)}
+    given = {key: node._parameter_overrides[key].value for key in given_parameters(node)}
+    given.pop('use_sim_time', None)
+    assert given == defaults
+    assert [type(given[key]) for key in defaults] == [type(v) for v in defaults.values()]
+
+
+@pytest.mark.parametrize('kind', [TrackerParameters, PlayerParameters])
+def test_yaml_comments_state_the_declared_limits(kind):
+    name = kind.__name__.removesuffix('Parameters').lower()
+    lines = (CONFIG / f'{name}.yaml').read_text().splitlines()
+    for spec in dataclasses.fields(kind):
+        line = next(text for text in lines if text.strip().startswith(f'{spec.name}:'))
+        assert '#' in line and spec.metadata['description']
+        written = re.search(r'([0-9.e+-]+)\.\.([0-9.e+-]+)', line.partition('#')[2])
+        limits = spec.metadata['limits']
+        if written:
+            assert (float(written[1]), float(written[2])) == limits, line
+        else:
+            assert limits is None or spec.name == 'object_id', f'{line}: limits {limits}'
+        for choice in spec.metadata['choices']:
+            assert not choice or choice in line or spec.name == 'wait_for_state'
+
+
+@pytest.mark.parametrize('kind', [TrackerParameters, PlayerParameters])
+def test_required_parameters_are_asked_for_by_name(kind):
+    with pytest.raises(ValueError, match=f'{REQUIRED[kind]} is empty: set it'):
+        kind()
+
+
+def test_depth_range_must_not_be_empty():
+    with pytest.raises(ValueError, match='min_depth_m is 3.0 m and max_depth_m 2.0 m'):
+        TrackerParameters(mesh_file_path='x.obj', min_depth_m=3.0, max_depth_m=2.0)

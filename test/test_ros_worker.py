@@ -1,0 +1,84 @@
+"""The single-slot worker: newest wins, skips are handed back, failures surface, stop stops."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from foundationpose_trt.ros.worker import NewestWorker, WorkerFailed
+
+WAIT_S = 5.0
+
+
+class Gate:
+    """A handler that notes its items and waits for a permit on each."""
+
+    def __init__(self):
+        self.items, self.entered, self.permits = [], threading.Semaphore(0), threading.Semaphore(0)
+
+    def __call__(self, item):
+        self.items.append(item)
+        self.entered.release()
+        assert self.permits.acquire(timeout=WAIT_S)
+
+
+def test_newest_wins_while_busy_and_the_skipped_are_handed_back():
+    gate = Gate()
+    worker = NewestWorker(gate)
+    worker.start()
+    assert worker.offer(1) is None
+    assert gate.entered.acquire(timeout=WAIT_S)
+    assert [worker.offer(n) for n in (2, 3, 4)] == [None, 2, 3]
+    gate.permits.release(2)
+    assert gate.entered.acquire(timeout=WAIT_S)
+    assert worker.stop() and gate.items == [1, 4]
+
+
+def test_prefer_decides_which_of_two_waiting_items_stays():
+    gate = Gate()
+    worker = NewestWorker(gate, prefer=lambda new, pending: new > pending)
+    worker.start()
+    worker.offer(0)
+    assert gate.entered.acquire(timeout=WAIT_S)
+    assert worker.offer(5) is None and worker.offer(3) == 3 and worker.offer(7) == 5
+    gate.permits.release(2)
+    assert gate.entered.acquire(timeout=WAIT_S)
+    assert worker.stop() and gate.items == [0, 7]
+
+
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnhandledThreadExceptionWarning')
+def test_an_exception_comes_out_of_raise_failure_with_its_cause():
+    def handle(item):
+        raise ZeroDivisionError(f'item {item}')
+
+    worker = NewestWorker(handle)
+    worker.start()
+    worker.raise_failure()
+    worker.offer(3)
+    deadline = time.monotonic() + WAIT_S
+    with pytest.raises(WorkerFailed, match='ZeroDivisionError: item 3') as caught:
+        while time.monotonic() < deadline:
+            worker.raise_failure()
+            time.sleep(0.01)
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    assert worker.stop()
+
+
+def test_stop_drops_what_waits_and_reports_a_handler_that_runs_on():
+    gate = Gate()
+    worker = NewestWorker(gate)
+    worker.start()
+    worker.offer(1)
+    assert gate.entered.acquire(timeout=WAIT_S)
+    worker.offer(2)
+    assert not worker.stop(timeout_s=0.05) and worker.stopping
+    gate.permits.release(2)
+    assert worker.stop() and gate.items == [1]
+
+
+def test_stop_without_work_and_twice():
+    worker = NewestWorker(print)
+    worker.start()
+    assert worker.stop() and worker.stop()
