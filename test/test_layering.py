@@ -26,11 +26,12 @@ MAY_IMPORT = {  # part -> other parts it may import
     'tools': BASE | {'pose', 'scenes', 'synthesis', 'training'},
     '__main__': {'tools'},
 }
+ROS_ONLY = (
+    'rclpy rcl_interfaces sensor_msgs geometry_msgs std_msgs builtin_interfaces cv_bridge rosbags'
+    ' ament_index_python launch launch_ros'
+)
 ONLY_IN = {  # third-party module -> the only parts that may import it
-    **dict.fromkeys(
-        ['rclpy', 'sensor_msgs', 'geometry_msgs', 'std_msgs', 'builtin_interfaces'], {'ros'}
-    ),
-    **dict.fromkeys(['cv_bridge', 'rosbags', 'ament_index_python', 'launch'], {'ros'}),
+    **dict.fromkeys(ROS_ONLY.split(), {'ros'}),
     'tensorrt': {'runtime'},
     'argparse': {'tools', 'ros'},
 }

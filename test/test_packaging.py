@@ -43,6 +43,7 @@ ROS_PACKAGES = {
     'geometry_msgs',
     'launch',
     'launch_ros',
+    'rcl_interfaces',
     'rclpy',
     'sensor_msgs',
     'std_msgs',
@@ -175,3 +176,10 @@ def test_launch_files_compile(path):
     compile(tree, str(path), 'exec')
     functions = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
     assert 'generate_launch_description' in functions
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'config').glob('*.yaml')), ids=lambda p: p.name)
+def test_readme_names_every_parameter(path):
+    parameters = re.findall(r'^    (\w+):', path.read_text(), re.M)
+    readme = (ROOT / 'README.md').read_text()
+    assert parameters and not [name for name in parameters if f'`{name}`' not in readme]
