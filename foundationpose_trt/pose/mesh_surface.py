@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.spatial import ConvexHull, QhullError
-from scipy.spatial.distance import pdist
+from scipy.spatial.distance import cdist, pdist
 
 MAX_SPLIT_PASSES = 40
 LONGEST_FIRST = 0.7
+EXACT_CORNERS = 4000
 
 
 @dataclass(frozen=True)
@@ -121,29 +122,38 @@ def _places(vertices: np.ndarray) -> np.ndarray:
 
 
 def largest_distance(points: np.ndarray) -> float:
-    """Return the exact largest distance between two of the points (n, 3)."""
+    """Return the largest distance between two of the points (n, 3).
+
+    Exact up to EXACT_CORNERS corners of the convex hull; beyond, where only finely meshed round
+    bodies get, the longest of many chords that cannot be lengthened at either end.
+    """
     try:
         corners = points[ConvexHull(points).vertices]
     except QhullError:
         corners = _flat_corners(points)
-    if len(corners) <= 3000:
-        return float(pdist(corners).max())
-    return _largest_by_chunks(corners)
+    if len(corners) <= EXACT_CORNERS:
+        return float(pdist(corners).max()) if len(corners) > 1 else 0.0
+    return _longest_chord(corners)
 
 
 def _flat_corners(points: np.ndarray) -> np.ndarray:
     """Return points that include the two farthest ones of a flat, straight or tiny set."""
-    _, spread, axes = np.linalg.svd(points - points.mean(axis=0), full_matrices=False)
-    flat = (points - points.mean(axis=0)) @ axes.T
-    if len(points) < 4 or spread[1] < 1e-9 * max(float(spread[0]), 1e-30):
+    centered = points - points.mean(axis=0)
+    _, spread, axes = np.linalg.svd(centered, full_matrices=False)
+    flat = centered @ axes.T
+    if len(points) < 4:
+        return points
+    if spread[1] < 1e-9 * max(float(spread[0]), 1e-30):
         return points[[int(flat[:, 0].argmin()), int(flat[:, 0].argmax())]]
     return points[ConvexHull(flat[:, :2]).vertices]
 
 
-def _largest_by_chunks(corners: np.ndarray) -> float:
-    """Return the largest distance of many hull corners without all pairs at once."""
+def _longest_chord(corners: np.ndarray) -> float:
+    rng = np.random.default_rng(0)
+    ends = np.unique(np.argmax(corners @ rng.normal(size=(3, 500)), axis=0))
     best = 0.0
-    for chunk in np.array_split(corners, len(corners) // 500 + 1):
-        gaps = np.linalg.norm(chunk[:, None] - corners[None], axis=2)
+    for _ in range(4):
+        gaps = cdist(corners[ends], corners)
         best = max(best, float(gaps.max()))
+        ends = np.unique(gaps.argmax(axis=1))
     return best

@@ -114,7 +114,7 @@ def bottle(source: Source) -> Draft:
     radii = [source.between(0.8, 0.97), 1.0, waist, source.between(0.85, 1.05)]
     knots = np.column_stack([radii + [source.between(0.8, 1.0), neck, neck], np.sort(levels)])
     body = smooth_profile(source, knots)
-    body = np.concatenate([[[0, 0]], body])
+    body = np.concatenate([[[0, 0]], body, [[0, height]]])
     section = shapes.section_circle(source.count(26))
     if source.chance(0.35):
         aspect = source.between(0.45, 0.9)

@@ -1,0 +1,209 @@
+"""Reading mesh files into plain arrays: geometry, normals and appearance, every fault by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import trimesh
+from trimesh.grouping import unique_rows
+from trimesh.visual.material import PBRMaterial
+from trimesh.visual.texture import TextureVisuals
+
+from ..datatypes import require
+from .mesh_surface import TriangleSoup
+
+SUFFIXES = ('.obj', '.ply', '.glb', '.stl')
+GREY = 0.5
+# What trimesh fills in where a file names no colour.
+UNSPECIFIED = np.array([102, 102, 102], dtype=np.uint8)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Triangles of one material.
+
+    The soup's values are (V, 8): unit normal, colour 0..1, texture u right and v down.
+    Without a texture (h, w, 3) uint8 the colour counts.
+    """
+
+    soup: TriangleSoup
+    texture: np.ndarray | None
+
+
+def read_pieces(path: Path) -> list[Piece]:
+    """Return the triangles of an obj, ply, glb or stl file in the file's unit.
+
+    Raises FileNotFoundError without the file, ValueError where it cannot be used.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f'mesh file {path} does not exist')
+    require(
+        path.suffix.lower() in SUFFIXES,
+        f'mesh file {path} ends in {path.suffix!r}, readable are {", ".join(SUFFIXES)}:'
+        ' export the mesh to one of these',
+    )
+    _require_appearance_files(path)
+    try:
+        scene = trimesh.load_scene(str(path), process=False)
+        meshes = [m for m in scene.dump() if isinstance(m, trimesh.Trimesh)]
+    except Exception as error:
+        raise ValueError(f'mesh file {path} cannot be read, is it damaged? {error!r}') from error
+    return pieces_of(f'mesh file {path}', meshes)
+
+
+def pieces_of(source: str, meshes: Iterable[trimesh.Trimesh]) -> list[Piece]:
+    """Return the triangles of trimesh objects; `source` names them in errors (ValueError)."""
+    filled = [mesh for mesh in meshes if len(mesh.faces)]
+    require(
+        len(filled) > 0,
+        f'{source} holds no triangles: a surface is needed, not points or lines,'
+        ' and an empty or truncated file has none',
+    )
+    pieces = [piece for mesh in filled if (piece := _piece(source, mesh)) is not None]
+    require(len(pieces) > 0, f'{source} has only triangles without area: check its export scale')
+    return pieces
+
+
+def _require_appearance_files(path: Path) -> None:
+    """Refuse a mesh whose material or texture file is missing: trimesh would turn it grey."""
+    if path.suffix.lower() == '.obj':
+        libraries = list(_named_files(path, b'mtllib'))
+        named = libraries + [image for lib in libraries for image in _named_files(lib, b'map_kd')]
+    elif path.suffix.lower() == '.ply':
+        named = list(_named_files(path, b'comment texturefile'))
+    else:
+        named = []
+    for file in named:
+        require(
+            file.is_file(),
+            f'mesh file {path} needs {file}, which does not exist: put it there, or remove the'
+            ' line that names it to use the mesh without texture',
+        )
+
+
+def _named_files(path: Path, key: bytes) -> Iterable[Path]:
+    if not path.is_file():
+        return
+    with path.open('rb') as stream:
+        for line in stream:
+            words = line.strip()
+            if words[: len(key) + 1].lower() == key + b' ':
+                yield path.parent / words[len(key) :].strip().decode(errors='replace')
+            if words == b'end_header':
+                return
+
+
+def _piece(source: str, mesh: trimesh.Trimesh) -> Piece | None:
+    vertices, faces = np.asarray(mesh.vertices, dtype=float), np.asarray(mesh.faces)
+    finite = np.isfinite(vertices).all(axis=1)
+    require(
+        bool(finite.all()),
+        f'{source}: vertex {int(np.argmin(finite))} is {vertices[np.argmin(finite)].tolist()},'
+        ' all coordinates must be finite: repair the mesh',
+    )
+    colors, uv, texture = _appearance(source, mesh)
+    normals = _normals(mesh, uv if texture is not None else None)
+    faces = faces[_has_area(vertices, faces)]
+    if len(faces) == 0:
+        return None
+    if len(colors) == len(mesh.faces) and mesh.visual.kind == 'face':
+        return Piece(_exploded(mesh, normals, colors), None)
+    values = np.column_stack([normals, colors, uv])
+    return Piece(compacted(TriangleSoup(vertices, values, faces)), texture)
+
+
+def _has_area(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    corners = vertices[faces]
+    areas = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    extent = np.ptp(vertices, axis=0).max()
+    return np.linalg.norm(areas, axis=1) > 1e-12 * extent**2
+
+
+def _exploded(mesh: trimesh.Trimesh, normals: np.ndarray, colors: np.ndarray) -> TriangleSoup:
+    """Return faces of one colour each, with vertices of their own."""
+    kept = _has_area(mesh.vertices, mesh.faces)
+    faces = mesh.faces[kept]
+    corner_colors = np.repeat(colors[kept], 3, axis=0)
+    values = np.column_stack(
+        [normals[faces.ravel()], corner_colors, np.zeros((len(corner_colors), 2))]
+    )
+    fresh = np.arange(len(corner_colors)).reshape(-1, 3)
+    return TriangleSoup(mesh.vertices[faces.ravel()], values, fresh)
+
+
+def compacted(soup: TriangleSoup) -> TriangleSoup:
+    """Return the soup without unused and repeated vertices."""
+    used = np.unique(soup.faces)
+    extent = max(float(np.ptp(soup.vertices[used], axis=0).max()), 1e-30)
+    rows = np.column_stack([soup.vertices[used] / extent * 1e7, soup.values[used] * 1e4])
+    first, inverse = unique_rows(np.rint(rows).astype(np.int64))
+    lookup = np.zeros(len(soup.vertices), dtype=np.int64)
+    lookup[used] = inverse
+    kept = used[first]
+    return TriangleSoup(soup.vertices[kept], soup.values[kept], lookup[soup.faces])
+
+
+def _normals(mesh: trimesh.Trimesh, uv: np.ndarray | None) -> np.ndarray:
+    """Return the file's unit normals (V, 3), or those of the surface where it has none.
+
+    Faces are joined where they share a place and, on textured meshes, a texture coordinate.
+    """
+    extent = max(float(mesh.extents.max()), 1e-30)
+    rows = mesh.vertices / extent * 1e7
+    if uv is not None:
+        rows = np.column_stack([rows, uv * 1e4])
+    first, inverse = unique_rows(np.rint(rows).astype(np.int64))
+    welded = trimesh.Trimesh(mesh.vertices[first], inverse[mesh.faces], process=False)
+    normals = np.array(welded.vertex_normals[inverse])
+    if 'vertex_normals' in mesh._cache:
+        stored = np.asarray(mesh.vertex_normals, dtype=float)
+        length = np.linalg.norm(stored, axis=1)
+        usable = np.isfinite(length) & (length > 1e-6)
+        normals[usable] = stored[usable] / length[usable, None]
+    return normals
+
+
+def _appearance(
+    source: str, mesh: trimesh.Trimesh
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Return colours (V or F, 3) 0..1, uv (V, 2) v down, and the texture if there is one."""
+    count, visual = len(mesh.vertices), mesh.visual
+    no_uv = np.zeros((count, 2))
+    if not isinstance(visual, TextureVisuals):
+        if visual.kind not in ('face', 'vertex'):
+            return np.full((count, 3), GREY), no_uv, None
+        table = visual.face_colors if visual.kind == 'face' else visual.vertex_colors
+        return np.asarray(table)[:, :3] / 255.0, no_uv, None
+    texture, color = _material(source, visual.material)
+    has_uv = visual.uv is not None and len(visual.uv) == count
+    if texture is None or not has_uv:
+        return np.broadcast_to(color, (count, 3)), no_uv, None
+    uv = np.asarray(visual.uv, dtype=float)[:, :2]
+    require(bool(np.isfinite(uv).all()), f'{source}: texture coordinates are not all finite')
+    return np.broadcast_to(color, (count, 3)), uv * (1, -1) + (0, 1), texture
+
+
+def _material(source: str, material: object) -> tuple[np.ndarray | None, np.ndarray]:
+    """Return the texture (h, w, 3) uint8 or None, and the colour (3,) 0..1 to use without it."""
+    if isinstance(material, PBRMaterial):
+        image, paint = material.baseColorTexture, material.baseColorFactor
+    else:
+        image, paint = getattr(material, 'image', None), getattr(material, 'diffuse', None)
+    color = np.full(3, GREY)
+    if paint is not None and not np.array_equal(paint[:3], UNSPECIFIED):
+        color = np.asarray(paint, dtype=float)[:3] / 255
+    if image is None:
+        return None, color
+    try:
+        texture = np.array(image.convert('RGB'))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f'{source}: its texture cannot be decoded: {error!r}') from error
+    if isinstance(material, PBRMaterial) and paint is not None:
+        texture = np.rint(texture * color).astype(np.uint8)
+    if (texture == texture[0, 0]).all():
+        blank = np.array_equal(texture[0, 0], UNSPECIFIED)
+        return None, np.full(3, GREY) if blank else texture[0, 0] / 255.0
+    return texture, color
