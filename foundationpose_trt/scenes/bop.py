@@ -52,7 +52,7 @@ class BopScene:
         folder = Path(folder)
         if not folder.is_dir():
             raise FileNotFoundError(
-                f'{folder} is no folder: give one scene of a BOP data set, e.g. DATASET/test/000001'
+                f'{folder} is no folder: give a scene of a BOP data set, e.g. DATASET/test/000001'
             )
         cameras = _by_frame_id(_read_json(folder / 'scene_camera.json'))
         truth_path = folder / 'scene_gt.json'

@@ -16,6 +16,7 @@ from ..pose.mesh import ObjectMesh
 
 MM_PER_M = 1000.0
 FAST_PNG = [cv2.IMWRITE_PNG_COMPRESSION, 2]  # a third of the time for a tenth more bytes
+Column = tuple[str, str, np.ndarray]  # name, PLY type, one value per vertex
 Annotation = tuple[int, np.ndarray, 'np.ndarray | None']
 
 
@@ -73,8 +74,8 @@ class BopWriter:
         low, size = corners.min(0), np.ptp(corners, axis=0)
         self._models[str(object_id)] = {
             'diameter': mesh.diameter_m * MM_PER_M,
-            **{f'min_{axis}': float(value) for axis, value in zip('xyz', low)},
-            **{f'size_{axis}': float(value) for axis, value in zip('xyz', size)},
+            **{f'min_{axis}': float(value) for axis, value in zip('xyz', low, strict=True)},
+            **{f'size_{axis}': float(value) for axis, value in zip('xyz', size, strict=True)},
         }
 
     def add_frame(self, frame_id: int, frame: Frame, annotations: Sequence[Annotation]) -> None:
@@ -114,24 +115,28 @@ def write_ply_mm(path: Path, mesh: ObjectMesh) -> None:
 
     This is the layout of the BOP data sets (texture_u, texture_v per vertex, v up).
     """
-    columns: list[tuple[str, str, np.ndarray]] = []
     positions = (mesh.vertices.astype(np.float64) + mesh.center_m) * MM_PER_M
-    columns += [(n, 'float', c) for n, c in zip(('x', 'y', 'z'), positions.T)]
-    columns += [(n, 'float', c) for n, c in zip(('nx', 'ny', 'nz'), mesh.normals.T)]
+    columns = _columns('float', ('x', 'y', 'z'), positions)
+    columns += _columns('float', ('nx', 'ny', 'nz'), mesh.normals)
     comments = ['comment millimetres']
     if mesh.texture is not None and mesh.uv is not None:
         texture_path = path.with_suffix('.png')
         _write_image(texture_path, cv2.cvtColor(mesh.texture, cv2.COLOR_RGB2BGR))
         comments.append(f'comment TextureFile {texture_path.name}')
-        columns += [('texture_u', 'float', mesh.uv[:, 0]), ('texture_v', 'float', 1 - mesh.uv[:, 1])]
+        u, v_up = mesh.uv[:, 0], 1 - mesh.uv[:, 1]
+        columns += [('texture_u', 'float', u), ('texture_v', 'float', v_up)]
     else:
         rgb = np.rint(mesh.colors * 255).astype(np.uint8)
-        columns += [(n, 'uchar', c) for n, c in zip(('red', 'green', 'blue'), rgb.T)]
+        columns += _columns('uchar', ('red', 'green', 'blue'), rgb)
     path.write_bytes(_ply_header(comments, columns, len(mesh.faces)) + _ply_body(columns, mesh))
 
 
+def _columns(kind: str, names: Sequence[str], values: np.ndarray) -> list[Column]:
+    return [(name, kind, column) for name, column in zip(names, values.T, strict=True)]
+
+
 def _ply_header(
-    comments: list[str], columns: list[tuple[str, str, np.ndarray]], faces: int
+    comments: list[str], columns: list[Column], faces: int
 ) -> bytes:
     lines = ['ply', 'format binary_little_endian 1.0', *comments]
     lines += [f'element vertex {len(columns[0][2])}']
@@ -140,7 +145,7 @@ def _ply_header(
     return '\n'.join(lines).encode('ascii')
 
 
-def _ply_body(columns: list[tuple[str, str, np.ndarray]], mesh: ObjectMesh) -> bytes:
+def _ply_body(columns: list[Column], mesh: ObjectMesh) -> bytes:
     types = {'float': '<f4', 'uchar': 'u1'}
     vertices = np.empty(len(mesh.vertices), [(name, types[kind]) for name, kind, _ in columns])
     for name, _, values in columns:

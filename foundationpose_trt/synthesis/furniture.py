@@ -23,7 +23,7 @@ def table(half_m: float, texture: np.ndarray) -> ObjectMesh:
     corners = half_m * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]], dtype=np.float64)
     top = _patch([-half_m, -half_m, 0], [2 * half_m, 0, 0], [0, 2 * half_m, 0])
     sides = []
-    for (x, y), (next_x, next_y) in zip(corners, np.roll(corners, -1, axis=0)):
+    for (x, y), (next_x, next_y) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
         along = [next_x - x, next_y - y, 0]
         sides.append(_patch([x, y, -thickness], along, [0, 0, thickness], rows=2))
     return _joined('table', [top, *sides], texture)
@@ -42,7 +42,7 @@ def walls(half_m: float, texture: np.ndarray) -> ObjectMesh:
     low, height = -TABLE_HEIGHT_M, 2.5
     corners = half_m * np.array([[-1, 1], [1, 1], [1, -1], [-1, -1]], dtype=np.float64)
     patches = []
-    for (x, y), (next_x, next_y) in zip(corners, np.roll(corners, -1, axis=0)):
+    for (x, y), (next_x, next_y) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
         patches.append(_patch([x, y, low], [next_x - x, next_y - y, 0], [0, 0, height]))
     return _joined('walls', patches, texture)
 
@@ -66,13 +66,14 @@ def _patch(
 
 
 def _joined(name: str, patches: list[tuple[np.ndarray, ...]], texture: np.ndarray) -> ObjectMesh:
-    starts = np.cumsum([0] + [len(patch[0]) for patch in patches])
+    starts = np.cumsum([0] + [len(patch[0]) for patch in patches[:-1]])
+    faces = [patch[3] + start for patch, start in zip(patches, starts, strict=True)]
     vertices, uv, normals = (np.concatenate([p[k] for p in patches]) for k in range(3))
     center = (vertices.min(0) + vertices.max(0)) / 2
     return ObjectMesh(
         name=name,
         vertices=(vertices - center).astype(np.float32),
-        faces=np.concatenate([p[3] + s for p, s in zip(patches, starts)]).astype(np.int32),
+        faces=np.concatenate(faces).astype(np.int32),
         normals=normals.astype(np.float32),
         colors=np.full(vertices.shape, 0.5, np.float32),
         uv=uv.astype(np.float32),

@@ -13,6 +13,7 @@ from ..pose.mesh import ObjectMesh
 from . import furniture
 from .camera_path import HandHeld, MotionLimits, Orbits, drive, held_target
 
+
 @dataclass(frozen=True)
 class SceneSettings:
     """What a composed scene looks like.
@@ -214,8 +215,10 @@ def _set_stage(
     settings: SceneSettings,
 ) -> _Stage:
     require(len(others) >= 2, f'{len(others)} other objects, need clutter and an occluder')
-    sizes = [target.diameter_m * rng.uniform(0.5, 1.3) for _ in others]
-    meshes = [scaled(mesh, size / mesh.diameter_m) for mesh, size in zip(others, sizes)]
+    meshes = [
+        scaled(mesh, target.diameter_m * rng.uniform(0.5, 1.3) / mesh.diameter_m)
+        for mesh in others
+    ]
     half = 5 * target.diameter_m + 0.15
     seeds = rng.integers(0, 2**31, 3)
     blank = np.zeros((1, 1, 3), np.uint8)
@@ -265,7 +268,7 @@ def _arrange(
         texture = furniture.backdrop_texture(seed, settings.texture_px, rng.uniform(0.3, 1))
     points = [
         mesh.vertices[::3] @ pose[:3, :3].T + pose[:3, 3]
-        for mesh, pose, cast in zip(stage.meshes, placed, casting)
+        for mesh, pose, cast in zip(stage.meshes[: len(placed)], placed, casting, strict=True)
         if cast
     ]
     return _Arrangement(
@@ -349,7 +352,7 @@ def _sweep(
     return np.array(
         [
             _in_front(stage, pose, float(a), np.random.default_rng(seed), settings)
-            for pose, a in zip(camera_from_target, across)
+            for pose, a in zip(camera_from_target, across, strict=True)
         ]
     )
 

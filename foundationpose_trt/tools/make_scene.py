@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections import deque
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from ..scenes.bop import BopWriter
 from ..synthesis.camera_path import MotionLimits
 from ..synthesis.objects import HELD_OUT_FROM_SEED, make_object
 from ..synthesis.tabletop import Motion, SceneSettings, TabletopScene, compose_sequence
-from ..synthesis.tabletop_images import SensorNoise, TabletopRenderer
+from ..synthesis.tabletop_images import SensorNoise, TabletopImage, TabletopRenderer
 from ..synthesis.textures import wood
 
 HELP = 'render a BOP scene: a textured object on a cluttered table, with ground truth'
@@ -57,11 +60,22 @@ def run(options: argparse.Namespace) -> int:
         writer.add_model(OBJECT_ID, scene.meshes[0])
         noise = SensorNoise.none() if options.no_noise else SensorNoise.video()
         images = TabletopRenderer(scene, options.device, batch=4).images(options.seed, noise)
-        for index, image in enumerate(tqdm(images, 'rendering', len(scene), unit='frame')):
-            truth = (OBJECT_ID, image.camera_from_object, image.mask)
-            writer.add_frame(index, image.frame, [truth])
+        _write(writer, tqdm(images, 'rendering', len(scene), unit='frame'))
     print(f'{options.out}: {len(scene)} frames of object {OBJECT_ID}, {scene.meshes[0].name}')
     return 0
+
+
+def _write(writer: BopWriter, images: Iterable[TabletopImage]) -> None:
+    """Write frames while the next ones render; a few at most wait in memory."""
+    pending: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        for index, image in enumerate(images):
+            truth = (OBJECT_ID, image.camera_from_object, image.mask)
+            pending.append(pool.submit(writer.add_frame, index, image.frame, [truth]))
+            if len(pending) > 8:
+                pending.popleft().result()
+        for write in pending:
+            write.result()
 
 
 def compose_demo(options: argparse.Namespace) -> TabletopScene:

@@ -1,0 +1,70 @@
+"""Command-line options that choose weights, device and effort of the pose estimator."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+
+import torch
+
+from ..datatypes import require
+from ..pose.estimator import FULL_SCHEDULE, PRUNED_SCHEDULE, EstimatorSettings
+from ..pose.weights import PoseNetworks, load_networks
+
+SCHEDULES = {'full': FULL_SCHEDULE, 'pruned': PRUNED_SCHEDULE}
+
+
+@dataclass(frozen=True)
+class EstimatorChoice:
+    """What the options say, with the device's defaults filled in; can be sent to a process."""
+
+    weights: str
+    device: str
+    precision: str
+    schedule: str
+
+    def networks(self) -> PoseNetworks:
+        """Load the weights onto the device."""
+        return load_networks(self.weights, self.device, self.precision)
+
+    def settings(self) -> EstimatorSettings:
+        """Return the estimator's settings."""
+        return EstimatorSettings(schedule=SCHEDULES[self.schedule])
+
+
+def add_estimator_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare --weights, --device, --precision and --schedule."""
+    group = parser.add_argument_group('estimator')
+    group.add_argument(
+        '--weights', metavar='NAME|DIR', help='default: base on CUDA, small on a CPU'
+    )
+    group.add_argument(
+        '--device', help='cpu, cuda or cuda:N; default: cuda where there is one, else cpu'
+    )
+    group.add_argument(
+        '--precision', choices=['fp32', 'fp16'], help='default: fp16 on CUDA, fp32 on a CPU'
+    )
+    group.add_argument(
+        '--schedule',
+        choices=sorted(SCHEDULES),
+        help='registration refines all 252 hypotheses five times (full, default on CUDA) or drops'
+        ' the poor ones early (pruned, default on a CPU)',
+    )
+
+
+def chosen_estimator(options: argparse.Namespace) -> EstimatorChoice:
+    """Fill in what the options leave open; raises ValueError for CUDA where there is none."""
+    has_cuda = torch.cuda.is_available()
+    device = options.device or ('cuda' if has_cuda else 'cpu')
+    on_cuda = device.startswith('cuda')
+    require(
+        has_cuda or not on_cuda,
+        f'--device {device}: PyTorch finds no CUDA device; use --device cpu, or install the'
+        ' driver and a CUDA build of PyTorch',
+    )
+    return EstimatorChoice(
+        weights=options.weights or ('base' if on_cuda else 'small'),
+        device=device,
+        precision=options.precision or ('fp16' if on_cuda else 'fp32'),
+        schedule=options.schedule or ('full' if on_cuda else 'pruned'),
+    )
