@@ -133,6 +133,10 @@ class Rasterizer:
             self.device,
         )
 
+    def coverage(self) -> torch.Tensor:
+        """Return where the drawn views show anything: (n, H, W) bool, without shading."""
+        return self._visibility[: self._images] != -1
+
     def shade(self, light: Light | None = None) -> Rendered:
         """Turn the drawn views into images; head light by default."""
         n = self._images

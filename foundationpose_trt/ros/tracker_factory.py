@@ -16,8 +16,7 @@ from foundationpose_trt.pose.estimator import (
     PoseEstimator,
     RegisterStage,
 )
-from foundationpose_trt.pose.mesh import ObjectMesh
-from foundationpose_trt.pose.mesh_loading import load_mesh
+from foundationpose_trt.pose.mesh import ObjectMesh, load_mesh
 from foundationpose_trt.pose.tracker import ObjectTracker, TrackerSettings
 from foundationpose_trt.pose.weights import load_networks
 from foundationpose_trt.ros.tracker_parameters import TrackerParameters
@@ -35,12 +34,13 @@ def build_tracker(parameters: TrackerParameters) -> BuiltTracker:
     """Load mesh and networks; raises ValueError naming the parameter that must change."""
     mesh = _load_mesh(parameters)
     device = choose_device(parameters.device)
-    with _naming(f"weights '{parameters.weights}' (precision {parameters.precision})"):
-        networks = load_networks(parameters.weights, device, parameters.precision)
+    weights, precision = choose_networks(parameters, device)
+    with _naming(f"weights '{weights}' (precision {precision})"):
+        networks = load_networks(weights, device, precision)
     estimator = PoseEstimator(mesh, networks, estimator_settings(parameters, device))
     description = (
         f'{mesh.name}: diameter {mesh.diameter_m * 1e3:.1f} mm, {len(mesh.faces)} triangles;'
-        f' weights {networks.name} on {device}, {parameters.precision}'
+        f' weights {networks.name} on {device}, {precision}'
     )
     tracker = ObjectTracker(estimator, tracker_settings(parameters))
     return BuiltTracker(tracker, estimator.warm_up, description)
@@ -56,6 +56,17 @@ def choose_device(device: str) -> str:
             ' build of torch and a driver, or set device to auto or cpu'
         )
     return device
+
+
+def choose_networks(parameters: TrackerParameters, device: str) -> tuple[str, str]:
+    """Return weights and precision with auto filled in by the device."""
+    on_gpu = device == 'cuda'
+    weights, precision = parameters.weights, parameters.precision
+    if weights == 'auto':
+        weights = 'base' if on_gpu else 'small'
+    if precision == 'auto':
+        precision = 'fp16' if on_gpu else 'fp32'
+    return weights, precision
 
 
 def estimator_settings(parameters: TrackerParameters, device: str) -> EstimatorSettings:

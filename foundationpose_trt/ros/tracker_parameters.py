@@ -15,14 +15,17 @@ class TrackerParameters:
     mesh_scale: float = parameter(
         1.0, 'factor from file units to metres: 0.001 for a mesh in mm', limits=(1e-6, 1e6)
     )
-    weights: str = parameter('small', 'weight set: small, base, or a folder')
+    weights: str = parameter(
+        'auto', 'weight set: small, base or a folder; auto: base on CUDA, small on a CPU'
+    )
     device: str = parameter(
         'auto', 'where the networks run; auto takes CUDA if there is a GPU',
         choices=('auto', 'cpu', 'cuda'),
     )  # fmt: skip
     precision: str = parameter(
-        'fp32', 'floating point of the networks; fp16 needs CUDA', choices=('fp32', 'fp16')
-    )
+        'auto', 'floating point of the networks; fp16 needs CUDA, auto takes it there',
+        choices=('auto', 'fp32', 'fp16'),
+    )  # fmt: skip
     register_schedule: str = parameter(
         'auto', 'full: refine and score all hypotheses, as published; pruned: drop the bad ones'
         ' early; auto: full on CUDA, pruned on a CPU', choices=('auto', 'full', 'pruned'),

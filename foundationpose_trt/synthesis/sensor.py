@@ -8,10 +8,14 @@ choices of ours, drawn per image; they cover the two real data sets in use, not 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as nnf
+
+
+Limits = TypeVar('Limits', 'ColorNoise', 'DepthNoise')
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,11 @@ class ColorNoise:
     bias: float = 0.06
     white: float = 0.03  # standard deviation of pixel noise
     blur: float = 1.0  # mix with the 3x3 mean, twice
-    motion_px: int = 4  # length of motion blur in a quarter of the images
+    motion_px: int = 4  # length of motion blur in the first quarter of the batch
+
+    def scaled(self, factor: float) -> ColorNoise:
+        """Return the same limits times a factor."""
+        return _scaled(self, factor)
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,15 @@ class DepthNoise:
     dropout: float = 0.05  # share of single pixels lost
     edge_m: float = 0.02  # a jump that makes holes and flying pixels
     shift_px: int = 2  # misalignment to colour
+
+    def scaled(self, factor: float) -> DepthNoise:
+        """Return the same limits times a factor; the jump that makes an edge stays."""
+        return replace(_scaled(self, factor), edge_m=self.edge_m)
+
+
+def _scaled(limits: Limits, factor: float) -> Limits:
+    values = {f.name: getattr(limits, f.name) for f in fields(limits)}
+    return replace(limits, **{k: type(v)(v * factor) for k, v in values.items()})
 
 
 def uniform(shape: tuple[int, ...], low: float, high: float, g: torch.Generator) -> torch.Tensor:
@@ -72,12 +89,12 @@ def _random_offsets(count: int, reach_px: int, g: torch.Generator) -> torch.Tens
 
 
 def _motion_blur(images: torch.Tensor, reach_px: int, g: torch.Generator) -> torch.Tensor:
-    """Average along one direction per image; a quarter of the images move."""
-    n = len(images)
-    moving = torch.rand(n, 1, generator=g, device=g.device) < 0.25
-    offsets = _random_offsets(n, reach_px, g) * moving
+    """Average the first quarter of the images along one direction each."""
+    moving = images[: len(images) // 4]
+    offsets = _random_offsets(len(moving), reach_px, g)
     steps = [torch.round(offsets * k / 3).long() for k in range(4)]
-    return torch.stack([_shifted(images, step) for step in steps]).mean(0)
+    blurred = torch.stack([_shifted(moving, step) for step in steps]).mean(0)
+    return torch.cat([blurred, images[len(moving) :]])
 
 
 def degrade_color(

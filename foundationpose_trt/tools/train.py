@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..pose.networks import RefineNet, ScoreNet
-from ..pose.weights import save_network, write_manifest
+from ..pose.weights import write_manifest
 from ..training.loop import Trainer, TrainSettings
 from ..training.refiner import train_refiner, validate_refiner
 from ..training.scenes import TrainingWorld
@@ -97,7 +97,6 @@ def _validate(
 
 def _export(trainer: Trainer, options: argparse.Namespace, metrics: dict[str, float]) -> None:
     network = trainer.average.network
-    save_network(network, options.out / f'{options.network}.safetensors')
     entry: dict[str, Any] = {
         'width': options.width,
         'parameters': sum(p.numel() for p in network.parameters()),

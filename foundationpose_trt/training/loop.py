@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 from torch import nn
 from tqdm import tqdm
 
+from ..pose.weights import save_network
+
 
 @dataclass(frozen=True)
 class TrainSettings:
@@ -87,7 +89,7 @@ class Trainer:
         self.step_count += 1
 
     def save(self, name: str) -> Path:
-        """Write the resumable state atomically."""
+        """Write the resumable state atomically, and the average as shippable safetensors."""
         path = self.folder / f'{name}.checkpoint.pt'
         state: dict[str, Any] = {
             'network': self.network.state_dict(),
@@ -100,6 +102,7 @@ class Trainer:
         temporary = path.with_suffix('.tmp')
         torch.save(state, temporary)
         os.replace(temporary, path)
+        save_network(self.average.network, self.folder / f'{name}.safetensors')
         return path
 
     def load(self, path: Path) -> None:

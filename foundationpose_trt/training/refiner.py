@@ -19,7 +19,8 @@ from .loop import Trainer, TrainSettings, run_stretch
 from .perturbation import perturb
 from .scenes import CropWriter, SceneBatch, SceneSampler, TrainingWorld
 
-ROLLOUTS = 3
+ROLLOUTS = 4
+EASY_SHARE = 0.12  # of the training time over which scenes grow to full difficulty
 MIN_VISIBLE = 0.15
 TRANSLATION_WEIGHT = 4.0  # shared research, training.md
 
@@ -52,7 +53,7 @@ class RefinerStep:
         self._left = 0
 
     def __call__(self, progress: float) -> torch.Tensor:
-        scenes, poses, radius = self._next()
+        scenes, poses, radius = self._next(progress)
         with torch.no_grad():
             rendered, observed = self._writer.write(scenes, poses)
             target = target_update(poses, scenes.camera_from_centered, radius)
@@ -67,15 +68,21 @@ class RefinerStep:
             self._poses = self._kept_in_reach(apply_update(poses, detached, radius), radius)
         return loss.detach()
 
-    def _next(self) -> tuple[SceneBatch, torch.Tensor, torch.Tensor]:
+    def _next(self, progress: float) -> tuple[SceneBatch, torch.Tensor, torch.Tensor]:
         with torch.no_grad():
             if self._scenes is None or self._left == 0:
-                self._scenes = self._sampler.sample()
+                self._scenes = self._sampler.sample(self._difficulty(progress))
                 radius = self._world.diameters[self._scenes.mesh.long()] / 2
                 self._poses = perturb(self._scenes.camera_from_centered, radius, self.g)
                 self._left = ROLLOUTS
         self._left -= 1
         return self._scenes, self._poses, self._world.diameters[self._scenes.mesh.long()] / 2
+
+    def _difficulty(self, progress: float) -> float:
+        """Grow from 0.2 to 1; a resumed network starts at 1."""
+        if self._trainer.trained_seconds > 0:
+            return 1.0
+        return min(1.0, 0.2 + 0.8 * progress / EASY_SHARE)
 
     def _kept_in_reach(self, poses: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:
         """Start again near the truth where the young network ran away."""

@@ -26,10 +26,10 @@ from ..pose.depth import DepthFilter
 from ..pose.mesh import ObjectMesh
 from ..pose.mesh_bank import MeshBank
 from ..pose.rasterizer import Light, Rasterizer, Rendered
-from ..synthesis.sensor import degrade_color, degrade_depth, uniform
+from ..synthesis.sensor import ColorNoise, DepthNoise, degrade_color, degrade_depth, uniform
 
-PATCH_PX = 256
-PATCH_OVER_CROP = 1.6  # the patch reaches beyond the crop, so that shifted crops stay inside
+PATCH_PX = 232
+PATCH_OVER_CROP = 1.45  # the patch reaches beyond the crop, so that shifted crops stay inside
 SLOTS = 6  # target, occluder, two or three clutter objects, support plane, wall
 IMAGE_SIZES = ((640, 480), (1280, 720), (848, 480))
 
@@ -99,9 +99,13 @@ class SceneSampler:
         self._filter = DepthFilter(count, PATCH_PX, PATCH_PX, self.device)
         self._sizes = torch.tensor(IMAGE_SIZES, dtype=torch.float32, device=self.device)
 
-    def sample(self) -> SceneBatch:
-        """Draw, render and degrade one batch of scenes."""
-        mesh, texture = self._choose_objects()
+    def sample(self, difficulty: float = 1.0) -> SceneBatch:
+        """Draw, render and degrade one batch of scenes.
+
+        difficulty 0..1 scales clutter, occlusion and every camera error: a young network finds
+        the way sooner in clean scenes.
+        """
+        mesh, texture = self._choose_objects(difficulty)
         camera, size, translation, crop_px = self._choose_camera(mesh[:, 0])
         poses = self._choose_poses(mesh, translation)
         patch = self._patches(camera, translation, crop_px)
@@ -109,11 +113,11 @@ class SceneSampler:
         alone = mesh.clone()
         alone[:, 1:] = -1
         self._raster.draw(alone, poses, intrinsics, texture)
-        whole = (self._raster.shade().slot == 0).sum((1, 2))
+        whole = self._raster.coverage().sum((1, 2))
         self._raster.draw(mesh, self._imperfect(poses), intrinsics, texture)
         seen = self._raster.shade(self._choose_light())
         visible = (seen.slot == 0).sum((1, 2)) / whole.clamp_min(1)
-        rgb, depth = self._expose(seen, patch, size)
+        rgb, depth = self._expose(seen, patch, size, difficulty)
         images = ObservedImages(rgb, depth, intrinsics)
         return SceneBatch(
             mesh[:, 0], texture[:, 0], poses[:, 0].contiguous(), images, camera, patch, size,
@@ -123,13 +127,14 @@ class SceneSampler:
     def _integers(self, shape: tuple[int, ...], low: int, high: int) -> torch.Tensor:
         return torch.randint(low, high, shape, generator=self.g, device=self.device)
 
-    def _choose_objects(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def _choose_objects(self, difficulty: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Mesh and texture of every slot; the textures are swapped between objects at random."""
         n, w = self.count, self.world
         mesh = self._integers((n, SLOTS), 0, w.objects)
         chance = torch.rand(n, SLOTS, generator=self.g, device=self.device)
         absent = torch.tensor([0.0, 0.45, 0.35, 0.5, 0.2, 0.35], device=self.device)
         planes = len(w.diameters) - w.objects
+        absent[1:4] = 1 - (1 - absent[1:4]) * difficulty
         mesh[:, 4:] = w.objects + self._integers((n, 2), 0, planes)
         texture = w.bank.default_texture_device[mesh].long()
         swapped = self._integers((n, SLOTS), 0, w.object_textures)
@@ -230,14 +235,14 @@ class SceneSampler:
         return Light(torch.nn.functional.normalize(toward, dim=1), strengths)
 
     def _expose(
-        self, seen: Rendered, patch: torch.Tensor, size: torch.Tensor
+        self, seen: Rendered, patch: torch.Tensor, size: torch.Tensor, difficulty: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Camera errors, then nothing beyond the image border, then the pipeline's filter."""
         n = self.count
         void = uniform((n, 1, 1, 3), 0, 1, self.g)
         color = torch.where(seen.slot[..., None] >= 0, seen.color, void)
-        rgb = degrade_color(color, self.g)
-        depth = degrade_depth(seen.depth_m, seen.facing, self.g)
+        rgb = degrade_color(color, self.g, ColorNoise().scaled(difficulty))
+        depth = degrade_depth(seen.depth_m, seen.facing, self.g, DepthNoise().scaled(difficulty))
         at = torch.arange(PATCH_PX, device=self.device)
         x = patch[:, :1] + at * patch[:, 2:]
         y = patch[:, 1:2] + at * patch[:, 2:]

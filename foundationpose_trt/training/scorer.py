@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from ..pose.crops import REFINER_CROP, SCORER_CROP
-from ..pose.networks import RefineNet, ScoreNet
+from ..pose.networks import RefineNet, ScoreNet, fold_batch_norm
 from .loop import Trainer, TrainSettings, run_stretch
 from .perturbation import spread
 from .refiner import MIN_VISIBLE, refine
@@ -51,7 +51,7 @@ class ScorerStep:
     """One training step per call: new scenes, hypotheses, a few refinements, ranking."""
 
     def __init__(
-        self, trainer: Trainer, world: TrainingWorld, extract: Callable, refiner: RefineNet
+        self, trainer: Trainer, world: TrainingWorld, extract: Callable, refiner: Callable
     ) -> None:
         settings = trainer.settings
         device = world.bank.device
@@ -133,5 +133,7 @@ def train_scorer(
         trainer.load(resume)
     extract = torch.compile(network.extract) if settings.compile else network.extract
     frozen = refiner.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
-    run_stretch(trainer, 'scorer', ScorerStep(trainer, world, extract, frozen))
+    fold_batch_norm(frozen)
+    run_refiner = torch.compile(frozen) if settings.compile else frozen
+    run_stretch(trainer, 'scorer', ScorerStep(trainer, world, extract, run_refiner))
     return trainer
