@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 TOOLS = ('bash', 'cat', 'dirname', 'du', 'getconf', 'head', 'readlink', 'sed', 'sha256sum', 'sort')
 ARM = '#!/bin/sh\n[ "$1" = -m ] && echo aarch64 || echo Linux'
+TOO_NEW = '#!/bin/sh\n[ "$1" = --version ] && echo Python 3.14.0'
 NO_VENV = """#!/bin/sh
 case "$2" in
   *ensurepip*) exit 1 ;;
@@ -60,10 +61,10 @@ def run(machine: Path, *words: str) -> subprocess.CompletedProcess:
             '2.28 or newer, this system has glibc 2.27',
         ),
         ('getconf', '#!/bin/sh\nexit 1', 'this system has another C library'),
-        ('python3', '#!/bin/sh\nexit 1', 'no Python 3.10 to 3.13 found: sudo apt install'),
+        ('python3', TOO_NEW, 'no Python 3.10 to 3.13 found (python3 is Python 3.14.0): sudo apt'),
         ('python3', NO_VENV, 'sudo apt install python3-venv (or python3.11-venv)'),
     ],
-    ids=['aarch64', 'old glibc', 'no glibc', 'no python', 'no venv module'],
+    ids=['aarch64', 'old glibc', 'no glibc', 'other python', 'no venv module'],
 )
 def test_what_is_lacking_is_named(machine, name, script, message):
     install(machine, name, script)
