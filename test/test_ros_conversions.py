@@ -28,8 +28,11 @@ def message(pixels, encoding, padding=0, big_endian=False):
     values = pixels.astype(pixels.dtype.newbyteorder('>' if big_endian else '<'))
     rows = [row.tobytes() + b'\xab' * padding for row in values]
     out = Image(
-        height=pixels.shape[0], width=pixels.shape[1], encoding=encoding,
-        is_bigendian=int(big_endian), step=len(rows[0]),
+        height=pixels.shape[0],
+        width=pixels.shape[1],
+        encoding=encoding,
+        is_bigendian=int(big_endian),
+        step=len(rows[0]),
     )
     out.data = array.array('B', b''.join(rows))
     return out

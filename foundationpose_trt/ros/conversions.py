@@ -116,9 +116,7 @@ def frame_from_messages(
     """
     rgb, depth_m = rgb_array(image), depth_m_array(depth, metres_per_unit)
     try:
-        return Frame(
-            rgb, depth_m, intrinsics, stamp_ns(image.header.stamp), image.header.frame_id
-        )
+        return Frame(rgb, depth_m, intrinsics, stamp_ns(image.header.stamp), image.header.frame_id)
     except ValueError as error:
         raise RejectedMessage(Rejection.SIZE_MISMATCH, str(error)) from error
 

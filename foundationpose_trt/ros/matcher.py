@@ -153,8 +153,10 @@ class NewestMatcher:
 
     def _forget(self) -> None:
         self.counts['clock_resets'] += 1
-        for kept in (*self._waiting.values(), self._masks, self._pairs):
-            kept.clear()
+        for waiting in self._waiting.values():
+            waiting.clear()
+        self._masks.clear()
+        self._pairs.clear()
         self._newest_ns.clear()
 
 

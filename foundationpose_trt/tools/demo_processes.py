@@ -13,13 +13,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from .demo_recording import DemoFailed
+
 GRACE_S = 8.0  # after SIGINT: the tracker may end a frame first
 DOMAINS = range(1, 102)  # above 101, DDS ports run into Linux' ephemeral ones
 LAST_LINES = 15
-
-
-class NodeFailed(OSError):
-    """A node ended when it should not have; the message holds the end of its log."""
 
 
 class Nodes:
@@ -52,10 +50,10 @@ class Nodes:
         return self._log_folder / f'{name}.log'
 
     def ended(self, name: str) -> bool:
-        """Tell whether a node has ended; raises NodeFailed when it ended with an error."""
+        """Tell whether a node has ended; raises DemoFailed when it ended with an error."""
         status = self._processes[name].poll()
         if status not in (None, 0):
-            raise NodeFailed(
+            raise DemoFailed(
                 f'{name} ended with status {status}; the end of {self.log_path(name)}:\n'
                 + self.last_lines(name)
             )
@@ -67,14 +65,14 @@ class Nodes:
         return '\n'.join(text.splitlines()[-LAST_LINES:])
 
     def stop(self, name: str) -> None:
-        """Ask a node to end and wait; raises NodeFailed when it ends with an error."""
+        """Ask a node to end and wait; raises DemoFailed when it ends with an error."""
         process = self._processes[name]
         if process.poll() is None:
             process.send_signal(signal.SIGINT)
             try:
                 process.wait(GRACE_S)
             except subprocess.TimeoutExpired:
-                raise NodeFailed(f'{name} did not end {GRACE_S:.0f} s after SIGINT') from None
+                raise DemoFailed(f'{name} did not end {GRACE_S:.0f} s after SIGINT') from None
         self.ended(name)
 
     def end_all(self) -> None:

@@ -14,6 +14,10 @@ PER_POSE = ('publish_ms', 'age_ms')  # published once with every pose, in the sa
 PER_FRAME = ('register_ms', 'track_ms')
 
 
+class DemoFailed(RuntimeError):
+    """The demo ran and did not get what it was to show; the message says why."""
+
+
 class RecordingFollower:
     """Reads the lines of a growing JSON lines file as they come; a half-written line waits."""
 
@@ -75,11 +79,11 @@ class Recording:
     def truths(self, played: int) -> list[tuple[int, np.ndarray]]:
         """Return stamp and true pose of the last `played` images: before, the first one stood.
 
-        Raises ValueError when fewer arrived.
+        Raises DemoFailed when fewer arrived.
         """
         lines = self.messages.get('ground_truth/pose', [])
         if len(lines) < played:
-            raise ValueError(
+            raise DemoFailed(
                 f'{len(lines)} of {played} true poses were recorded: has every frame of the scene'
                 ' a pose of the object in scene_gt.json?'
             )

@@ -1,0 +1,215 @@
+"""`foundationpose-trt demo`: a camera and the tracker as ROS 2 processes, judged at the end."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ..datatypes import require
+from ..pose.mesh import load_mesh
+from ..scenes.bop import BopScene
+from . import demo_report, make_scene, report
+from .demo_processes import Nodes, running_nodes
+from .demo_recording import DemoFailed, Recording, RecordingFollower
+
+HELP = 'play a rendered scene over ROS 2, register and track its object, report the errors'
+FAILED = 1
+NODES = ('recorder_node', 'tracker_node', 'player_node')
+POLL_S = 0.2
+START_TIMEOUT_S = 150.0  # imports, warm-up and registration on two busy cores
+STALL_TIMEOUT_S = 30.0  # while playing, something arrives many times a second
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What is played and tracked."""
+
+    scene: BopScene
+    object_id: int
+    mesh_scale: float
+    rate_hz: float
+    weights: str
+    device: str
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument(
+        '--scene', type=Path, metavar='DIR', help='a BOP scene; default: one is rendered once'
+    )
+    parser.add_argument('--object', type=int, metavar='ID', help='default: the first of the scene')
+    parser.add_argument(
+        '--scale', type=float, default=0.001, help='metres per unit of the model (0.001: mm)'
+    )
+    parser.add_argument(
+        '--frames', type=int, default=150, help='length of the rendered scene (default 150)'
+    )
+    parser.add_argument('--rate', type=float, default=10.0, metavar='HZ', help='images per second')
+    parser.add_argument('--weights', default='small', metavar='NAME|DIR', help='default: small')
+    parser.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda'])
+    parser.add_argument(
+        '--output', type=Path, default=Path('demo_output'), metavar='DIR',
+        help='gets overlay.mp4, latency.png, summary.json, logs and the rendered scene',
+    )  # fmt: skip
+    parser.add_argument('--json', type=Path, metavar='FILE', help='write the summary here as well')
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the demo; 0 when the object was found and followed."""
+    require(options.rate > 0, f'--rate is {options.rate} Hz, must be positive')
+    if importlib.util.find_spec('rclpy') is None:
+        raise ModuleNotFoundError('ROS 2 (rclpy) is not installed', name='rclpy')
+    options.output.mkdir(parents=True, exist_ok=True)
+    scenario = choose_scenario(options)
+    try:
+        summary = play_and_judge(options, scenario)
+    except DemoFailed as error:
+        print(f'demo failed: {error}', file=sys.stderr)
+        return FAILED
+    demo_report.print_summary(summary)
+    print(f'written: {options.output}/overlay.mp4, latency.png, summary.json')
+    return 0
+
+
+def play_and_judge(options: argparse.Namespace, scenario: Scenario) -> dict[str, Any]:
+    """Run the processes and write the results; raises DemoFailed when there are none."""
+    recording = Recording()
+    path = options.output / 'recording.jsonl'
+    with running_nodes(options.output / 'logs') as nodes:
+        start(nodes, scenario, path)
+        follow(nodes, scenario, path, recording)
+    return write_results(options, scenario, recording)
+
+
+def choose_scenario(options: argparse.Namespace) -> Scenario:
+    """Open the scene, rendering it first where none is given; refuses one without truth."""
+    folder = options.scene or rendered_scene(options.output / 'scene', options.frames)
+    scene = BopScene.open(folder)
+    object_id = options.object if options.object is not None else min(scene.object_ids, default=0)
+    first = scene.frame_ids[0]
+    require(
+        scene.mask(first, object_id) is not None,
+        f'{folder}: frame {first} has no mask of object {object_id} (objects: {scene.object_ids});'
+        ' registration needs one on the first frame',
+    )
+    scene.model_path(object_id)
+    return Scenario(scene, object_id, options.scale, options.rate, options.weights, options.device)
+
+
+def rendered_scene(folder: Path, frames: int) -> Path:
+    """Return a rendered scene of this length, making it unless an earlier run did."""
+    if (folder / 'scene_camera.json').exists() and len(BopScene.open(folder).frame_ids) == frames:
+        return folder
+    # a scene under its final name is complete, also after Ctrl-C
+    partial = folder.with_name(folder.name + '.partial')
+    for stale in (folder, partial):
+        if stale.exists():
+            shutil.rmtree(stale)
+    parser = argparse.ArgumentParser()
+    make_scene.add_arguments(parser)
+    make_scene.run(parser.parse_args([str(partial), '--frames', str(frames)]))
+    return partial.rename(folder)
+
+
+def start(nodes: Nodes, scenario: Scenario, recording_path: Path) -> None:
+    """Start recorder, tracker and player; the player repeats its first image until TRACKING."""
+    recording_path.unlink(missing_ok=True)
+    nodes.start('recorder_node', {'output': str(recording_path)})
+    nodes.start(
+        'tracker_node',
+        {
+            'mesh_file_path': str(scenario.scene.model_path(scenario.object_id)),
+            'mesh_scale': scenario.mesh_scale,
+            'weights': scenario.weights,
+            'device': scenario.device,
+        },
+    )
+    nodes.start(
+        'player_node',
+        {
+            'scene': str(scenario.scene.folder),
+            'object_id': scenario.object_id,
+            'rate_hz': scenario.rate_hz,
+            'wait_for_state': 'TRACKING',
+            'wait_timeout_s': START_TIMEOUT_S,
+            'start_subscribers': 1,
+            'max_images': len(scenario.scene.frame_ids),
+        },
+    )
+
+
+def follow(nodes: Nodes, scenario: Scenario, path: Path, recording: Recording) -> None:
+    """Show progress until the recorder ends, then end the tracker.
+
+    Raises DemoFailed when a node ends with an error or nothing moves any more.
+    """
+    reader = RecordingFollower(path)
+    last_s = time.monotonic()
+    with _progress(len(scenario.scene.frame_ids)) as bar:
+        while not nodes.ended('recorder_node'):
+            lines = reader.new_lines()
+            for line in lines:
+                recording.add(line)
+            show(bar, recording, lines)
+            if lines:
+                last_s = time.monotonic()
+            _require_alive(nodes, recording, time.monotonic() - last_s)
+            time.sleep(POLL_S)
+        for line in reader.new_lines():
+            recording.add(line)
+    nodes.stop('tracker_node')
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[tqdm]:
+    with tqdm(total=total, desc='starting', unit='frame') as bar:
+        yield bar
+
+
+def show(bar: tqdm, recording: Recording, lines: list[dict[str, Any]]) -> None:
+    """Advance the bar by the images played and name the phase."""
+    playing = recording.event('playing')
+    phase = 'playing' if playing else 'registering' if recording.data('state') else 'starting'
+    if bar.desc != f'{phase}: ':
+        bar.set_description(phase)
+    if playing:
+        bar.update(sum(line['topic'] == 'ground_truth/pose' for line in lines))
+
+
+def _require_alive(nodes: Nodes, recording: Recording, silent_s: float) -> None:
+    for name in NODES:
+        if nodes.ended(name) and name == 'tracker_node':
+            raise DemoFailed(f'tracker_node ended early; see {nodes.log_path(name)}')
+    limit_s = STALL_TIMEOUT_S if recording.event('playing') else START_TIMEOUT_S
+    if silent_s > limit_s:
+        raise DemoFailed(
+            f"nothing arrived for {silent_s:.0f} s; the end of the tracker's log:\n"
+            + nodes.last_lines('tracker_node')
+        )
+
+
+def write_results(
+    options: argparse.Namespace, scenario: Scenario, recording: Recording
+) -> dict[str, Any]:
+    """Write summary.json, latency.png and overlay.mp4; return the summary."""
+    mesh = load_mesh(scenario.scene.model_path(scenario.object_id), scenario.mesh_scale)
+    frames = demo_report.played_frames(recording, scenario.scene, mesh)
+    summary = demo_report.summarize(recording, frames, mesh.diameter_m)
+    for path in (options.output / 'summary.json', options.json):
+        if path is not None:
+            report.write_json(path, summary)
+    demo_report.save_latency_plot(options.output / 'latency.png', recording, frames)
+    demo_report.save_video(
+        options.output / 'overlay.mp4', scenario.scene, frames, mesh, scenario.rate_hz
+    )
+    return summary
