@@ -11,6 +11,9 @@ from ..datatypes import require
 from ..geometry import transform
 
 
+PHASE_STEP = 0.003  # radians of the main wave
+
+
 @dataclass(frozen=True)
 class MotionLimits:
     """Largest motion of the target in the camera from one frame to the next.
@@ -129,13 +132,13 @@ class HandHeld:
 
 
 def drive(path: HandHeld, rest_m: np.ndarray, frames: int, limits: MotionLimits) -> np.ndarray:
-    """Return the phases (frames,) at which no step of the target in the camera exceeds limits.
+    """Return the phases (frames,): the path driven at the limits' speed or a third of it.
 
-    rest_m: (3,) where the target's centre rests in the world; also bounds the camera's own step.
+    No step of the target in the camera exceeds the limits, nor does a step of the camera itself
+    unless the target is held. rest_m: (3,), where the target's centre rests in the world.
     """
     require(frames > 0, f'frames is {frames}, must be positive')
-    span = np.linspace(0, 12 * np.pi, 12000)
-    step = span[1] - span[0]
+    span = np.arange(0, max(12 * np.pi, frames * 0.2), PHASE_STEP)
     camera_from_world = path.cameras(span).camera_from_world(rest_m)
     camera_from_target = camera_from_world @ _about(path.target_motion(span), rest_m)
     world_from_camera = np.linalg.inv(camera_from_world)
@@ -147,9 +150,15 @@ def drive(path: HandHeld, rest_m: np.ndarray, frames: int, limits: MotionLimits)
     ]
     if path.target is not None:
         rates.pop(1)
-    # 2 % for the curvature inside a step; the path repeats no sooner than the span
-    fastest = max(float(rate.max()) for rate in rates) / step * 1.02
-    return np.cumsum(_throttle(frames, limits.peak_share)) / fastest
+    rate = np.max(rates, axis=0)
+    # where everything nearly stands still, going faster would jerk
+    length = np.concatenate([[0.0], np.cumsum(np.maximum(rate, 0.25 * rate.mean()))])
+    travelled = np.cumsum(_throttle(frames, limits.peak_share))
+    require(
+        travelled[-1] < length[-1],
+        f'{frames} frames at {limits} are longer than the path: use fewer frames',
+    )
+    return np.interp(travelled, length, span)
 
 
 def _throttle(frames: int, peak_share: float) -> np.ndarray:

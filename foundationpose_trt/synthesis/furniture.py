@@ -90,8 +90,8 @@ def backdrop_texture(seed: int, size_px: int, share: float) -> np.ndarray:
     return np.rint(mean + share * (image - mean)).astype(np.uint8)
 
 
-def resting_poses(mesh: ObjectMesh) -> tuple[np.ndarray, np.ndarray]:
-    """Return rotations (K, 3, 3) with which the mesh rests on a plane, and their shares (K,).
+def resting_sides(mesh: ObjectMesh) -> tuple[np.ndarray, np.ndarray]:
+    """Return the outward normals (K, 3) of the sides a mesh can rest on, and their shares (K,).
 
     A face of the convex hull carries the object when the centre of the surface projects into it,
     that is when the projected point lies within all other faces' planes as well. The share is
@@ -111,8 +111,7 @@ def resting_poses(mesh: ObjectMesh) -> tuple[np.ndarray, np.ndarray]:
     stable = slack.max(axis=1) < 0.01 * mesh.diameter_m
     # the face nearest to the centre is the lowest energy and always carries
     stable[np.argmax(normals @ center + planes[:, 3])] = True
-    rotations = [_rotation_between(n, np.array([0.0, 0.0, -1.0])) for n in normals[stable]]
-    return np.array(rotations), areas[stable] / areas[stable].sum()
+    return normals[stable], areas[stable] / areas[stable].sum()
 
 
 def _surface_center(mesh: ObjectMesh) -> np.ndarray:
@@ -123,9 +122,10 @@ def _surface_center(mesh: ObjectMesh) -> np.ndarray:
     return np.average(corners.mean(axis=1), axis=0, weights=areas)
 
 
-def _rotation_between(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    axis = np.cross(source, target)
-    sine, cosine = np.linalg.norm(axis), float(source @ target)
+def turned_down(normal: np.ndarray) -> np.ndarray:
+    """Return the shortest rotation, (3, 3), that turns a unit vector to face down (-z)."""
+    axis = np.cross(normal, [0.0, 0.0, -1.0])
+    sine, cosine = np.linalg.norm(axis), -float(normal[2])
     if sine < 1e-9:
         return np.eye(3) if cosine > 0 else Rotation.from_rotvec([np.pi, 0, 0]).as_matrix()
     return Rotation.from_rotvec(axis / sine * np.arctan2(sine, cosine)).as_matrix()

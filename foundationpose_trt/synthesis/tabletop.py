@@ -284,9 +284,9 @@ def _rest(
     if any_pose and rng.random() < 0.6:
         rotation = Rotation.random(random_state=rng).as_matrix()
     else:
-        rotations, shares = furniture.resting_poses(mesh)
+        normals, shares = furniture.resting_sides(mesh)
         turn = Rotation.from_rotvec([0, 0, rng.uniform(0, 2 * np.pi)]).as_matrix()
-        rotation = turn @ rotations[rng.choice(len(rotations), p=shares)]
+        rotation = turn @ furniture.turned_down(normals[rng.choice(len(normals), p=shares)])
     return furniture.placed(mesh, rotation, place_m)
 
 

@@ -36,7 +36,7 @@ MIN_VISIBLE, MIN_MASK_PX = 0.3, 300
 BATCH = 8
 MOTIONS = {
     'hand-held camera': Motion(MotionLimits(0.006, np.radians(1.0))),
-    'fast camera': Motion(MotionLimits(0.015, np.radians(2.5))),
+    'fast camera': Motion(MotionLimits(0.03, np.radians(2.5))),
     'fast object': Motion(MotionLimits(0.02, np.radians(4.0)), held=True),
 }
 
