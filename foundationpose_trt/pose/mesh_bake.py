@@ -10,10 +10,13 @@ import trimesh
 from scipy.spatial import cKDTree
 from trimesh.grouping import unique_rows
 
+from ..datatypes import require
 from .mesh_files import Piece
 from .mesh_surface import TriangleSoup
 
-MIN_CELL_PX, MAX_SAMPLES = 6, 1_500_000
+MAX_SAMPLES = 1_500_000
+# A cell loses this many texels to keep its two triangles apart, and has at least two left.
+GAP_PX, MIN_CELL_PX = 3, 5
 # Share of max_faces that decimation aims at: the rest is for splitting what it made too long.
 DECIMATED_SHARE = 0.75
 # Opposite sides of a thin wall differ by this share of the size when looking for the nearest.
@@ -59,7 +62,13 @@ def baked(
     the nearest of many samples of the pieces' surface. The values become those of a `Piece`.
     """
     cells = int(np.ceil(np.sqrt((len(soup.faces) + 1) // 2)))
-    cell_px = max(MIN_CELL_PX, _wanted_px(pieces, max_texture_px) // cells)
+    require(
+        cells * MIN_CELL_PX <= max_texture_px,
+        f'MeshLimits: a texture for {len(soup.faces)} triangles needs {cells * MIN_CELL_PX} px,'
+        f' max_texture_px is {max_texture_px}: raise it or lower max_faces',
+    )
+    wanted_px = int(np.ceil(_wanted_px(pieces) / cells)) + GAP_PX
+    cell_px = int(np.clip(wanted_px, MIN_CELL_PX, max_texture_px // cells))
     corners_px, weights = _cell_layout(cell_px)
     half = np.arange(len(soup.faces)) % 2
     place = np.stack(np.divmod(np.arange(len(soup.faces)) // 2, cells)[::-1], axis=1)
@@ -84,11 +93,11 @@ def baked(
     return TriangleSoup(soup.vertices[soup.faces.ravel()], values, faces), texture
 
 
-def _wanted_px(pieces: Sequence[Piece], max_px: int) -> int:
-    """Return the side of a texture that holds what the pieces show."""
+def _wanted_px(pieces: Sequence[Piece]) -> float:
+    """Return the side of a texture that holds what the pieces show, gaps apart."""
     texels = sum(0 if p.texture is None else p.texture[..., 0].size for p in pieces)
     vertices = sum(len(p.soup.vertices) for p in pieces if p.texture is None)
-    return int(min(max_px, np.sqrt(1.5 * texels + 4 * vertices)))
+    return float(np.sqrt(2 * texels + 6 * vertices))
 
 
 def _cell_layout(cell_px: int) -> tuple[np.ndarray, np.ndarray]:
@@ -98,7 +107,7 @@ def _cell_layout(cell_px: int) -> tuple[np.ndarray, np.ndarray]:
     look-ups stay within the texels of their own triangle. Weights are zero where a texel
     belongs to the other triangle, and those beyond an edge repeat the edge.
     """
-    side = cell_px - 3
+    side = cell_px - GAP_PX
     first = np.array([[0.5, 0.5], [0.5 + side, 0.5], [0.5, 0.5 + side]])
     y, x = np.mgrid[:cell_px, :cell_px]
     lower = np.stack([side - x - y, x, y], axis=2) / side

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import trimesh
 from trimesh.grouping import unique_rows
+from trimesh.visual.color import linear_to_srgb, srgb_to_linear
 from trimesh.visual.material import PBRMaterial
 from trimesh.visual.texture import TextureVisuals
 
@@ -17,8 +18,8 @@ from .mesh_surface import TriangleSoup
 
 SUFFIXES = ('.obj', '.ply', '.glb', '.stl')
 GREY = 0.5
-# What trimesh fills in where a file names no colour.
-UNSPECIFIED = np.array([102, 102, 102], dtype=np.uint8)
+# Grey levels that trimesh fills in where a file names no colour, also when it writes glb files.
+UNSPECIFIED = (100, 102)
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,21 @@ def read_pieces(path: Path) -> list[Piece]:
     _require_appearance_files(path)
     try:
         scene = trimesh.load_scene(str(path), process=False)
-        meshes = [m for m in scene.dump() if isinstance(m, trimesh.Trimesh)]
+        meshes = list(_placed(scene))
     except Exception as error:
         raise ValueError(f'mesh file {path} cannot be read, is it damaged? {error!r}') from error
     return pieces_of(f'mesh file {path}', meshes)
+
+
+def _placed(scene: trimesh.Scene) -> Iterable[trimesh.Trimesh]:
+    """Yield the scene's meshes where they stand; unlike scene.dump this keeps their normals."""
+    for node in scene.graph.nodes_geometry:
+        placement, name = scene.graph[node]
+        mesh = scene.geometry[name]
+        if isinstance(mesh, trimesh.Trimesh):
+            mesh = mesh.copy(include_cache=True)
+            mesh.apply_transform(placement)
+            yield mesh
 
 
 def pieces_of(source: str, meshes: Iterable[trimesh.Trimesh]) -> list[Piece]:
@@ -188,22 +200,33 @@ def _appearance(
 
 def _material(source: str, material: object) -> tuple[np.ndarray | None, np.ndarray]:
     """Return the texture (h, w, 3) uint8 or None, and the colour (3,) 0..1 to use without it."""
-    if isinstance(material, PBRMaterial):
-        image, paint = material.baseColorTexture, material.baseColorFactor
-    else:
-        image, paint = getattr(material, 'image', None), getattr(material, 'diffuse', None)
-    color = np.full(3, GREY)
-    if paint is not None and not np.array_equal(paint[:3], UNSPECIFIED):
-        color = np.asarray(paint, dtype=float)[:3] / 255
+    is_pbr = isinstance(material, PBRMaterial)
+    image = getattr(material, 'baseColorTexture' if is_pbr else 'image', None)
+    paint = getattr(material, 'baseColorFactor' if is_pbr else 'diffuse', None)
+    is_painted = paint is not None and not _is_unspecified(paint[:3])
+    color = np.asarray(paint, dtype=float)[:3] / 255 if is_painted else np.full(3, GREY)
+    if is_painted and is_pbr:
+        color = linear_to_srgb(color)
     if image is None:
         return None, color
     try:
         texture = np.array(image.convert('RGB'))
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f'{source}: its texture cannot be decoded: {error!r}') from error
-    if isinstance(material, PBRMaterial) and paint is not None:
-        texture = np.rint(texture * color).astype(np.uint8)
+    if is_painted and is_pbr:
+        texture = _tinted(texture, np.asarray(paint, dtype=float)[:3] / 255)
     if (texture == texture[0, 0]).all():
-        blank = np.array_equal(texture[0, 0], UNSPECIFIED)
+        blank = _is_unspecified(texture[0, 0])
         return None, np.full(3, GREY) if blank else texture[0, 0] / 255.0
     return texture, color
+
+
+def _is_unspecified(color: np.ndarray) -> bool:
+    return any(np.array_equal(color, (grey, grey, grey)) for grey in UNSPECIFIED)
+
+
+def _tinted(texture: np.ndarray, factor: np.ndarray) -> np.ndarray:
+    """Return a texture times a linear factor (3,) as glTF defines it: in linear light."""
+    levels = srgb_to_linear(np.arange(256) / 255.0)
+    table = np.rint(linear_to_srgb(levels[:, None] * factor) * 255).astype(np.uint8)
+    return np.stack([table[texture[..., c], c] for c in range(3)], axis=2)

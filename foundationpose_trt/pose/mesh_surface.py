@@ -11,6 +11,7 @@ from scipy.spatial.distance import cdist, pdist
 MAX_SPLIT_PASSES = 40
 LONGEST_FIRST = 0.7
 EXACT_CORNERS = 4000
+CHORD_ROUNDS, CHORD_NEIGHBOURS = 6, 300
 
 
 @dataclass(frozen=True)
@@ -152,8 +153,11 @@ def _longest_chord(corners: np.ndarray) -> float:
     rng = np.random.default_rng(0)
     ends = np.unique(np.argmax(corners @ rng.normal(size=(3, 500)), axis=0))
     best = 0.0
-    for _ in range(4):
+    for _ in range(CHORD_ROUNDS):
         gaps = cdist(corners[ends], corners)
-        best = max(best, float(gaps.max()))
-        ends = np.unique(gaps.argmax(axis=1))
+        start, stop = np.unravel_index(int(gaps.argmax()), gaps.shape)
+        best = max(best, float(gaps[start, stop]))
+        # Once more from the far ends and from all around the longest chord's end.
+        around = np.argsort(cdist(corners[[stop]], corners)[0])[:CHORD_NEIGHBOURS]
+        ends = np.union1d(np.unique(gaps.argmax(axis=1)), around)
     return best
