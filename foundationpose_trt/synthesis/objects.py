@@ -58,6 +58,7 @@ def make_object(seed: int) -> ObjectMesh:
     texture, uv = _textured(seed, draft, soup.values, size)
     shape = _warped(soup.vertices / size, rng)
     source, normals, faces = crease_normals(shape, soup.faces, CREASE_RAD)
+    uv = uv[source].astype(np.float32)
     low, high = shape.min(axis=0), shape.max(axis=0)
     diameter_m = float(np.exp(rng.uniform(*np.log(DIAMETER_RANGE_M))))
     scale = diameter_m / largest_distance(shape)
@@ -66,8 +67,8 @@ def make_object(seed: int) -> ObjectMesh:
         vertices=((shape[source] - (low + high) / 2) * scale).astype(np.float32),
         faces=faces.astype(np.int32),
         normals=normals.astype(np.float32),
-        colors=sample_texture(texture, uv[source]),
-        uv=uv[source].astype(np.float32),
+        colors=sample_texture(texture, uv),
+        uv=uv,
         texture=texture,
         center_m=np.zeros(3),
         diameter_m=diameter_m,
@@ -157,7 +158,7 @@ def _atlas(
     count = int(parts.max()) + 1
     columns, rows = 2, (count + 1) // 2
     width, height = TEXTURE_PX // columns, TEXTURE_PX // rows
-    texture = np.empty((TEXTURE_PX, TEXTURE_PX, 3), np.uint8)
+    texture = np.zeros((TEXTURE_PX, TEXTURE_PX, 3), np.uint8)
     uv = np.empty_like(lengths)
     for number in range(count):
         paint = make_plain_texture if rng.random() < 0.5 else make_texture
