@@ -110,7 +110,7 @@ def test_yaml_comments_state_the_declared_limits(kind):
     for spec in dataclasses.fields(kind):
         line = next(text for text in lines if text.strip().startswith(f'{spec.name}:'))
         assert '#' in line and spec.metadata['description']
-        written = re.search(r'([0-9.e+-]+)\.\.([0-9.e+-]+)', line.partition('#')[2])
+        written = re.search(r'([0-9.e+-]+)\.\.([0-9.e+-]+)$', line.partition('#')[2])
         limits = spec.metadata['limits']
         if written:
             assert (float(written[1]), float(written[2])) == limits, line
@@ -129,3 +129,14 @@ def test_required_parameters_are_asked_for_by_name(kind):
 def test_depth_range_must_not_be_empty():
     with pytest.raises(ValueError, match='min_depth_m is 3.0 m and max_depth_m 2.0 m'):
         TrackerParameters(mesh_file_path='x.obj', min_depth_m=3.0, max_depth_m=2.0)
+
+
+def test_defaults_are_those_of_the_pose_core():
+    from foundationpose_trt.pose.estimator import EstimatorSettings
+    from foundationpose_trt.pose.tracker import TrackerSettings
+    from foundationpose_trt.ros.tracker_factory import estimator_settings, tracker_settings
+
+    parameters = TrackerParameters(mesh_file_path='x.obj')
+    assert tracker_settings(parameters) == TrackerSettings()
+    assert estimator_settings(parameters, 'cuda') == EstimatorSettings()
+    assert estimator_settings(parameters, 'cpu').schedule != EstimatorSettings().schedule

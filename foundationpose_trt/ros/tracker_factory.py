@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,8 +85,9 @@ def estimator_settings(parameters: TrackerParameters, device: str) -> EstimatorS
 
 
 def tracker_settings(parameters: TrackerParameters) -> TrackerSettings:
-    """Map the parameters to the tracker's settings."""
-    return TrackerSettings()
+    """Map the parameters to the tracker's settings, which have the same names."""
+    names = [spec.name for spec in dataclasses.fields(TrackerSettings)]
+    return TrackerSettings(**{name: getattr(parameters, name) for name in names})
 
 
 def _load_mesh(parameters: TrackerParameters) -> ObjectMesh:

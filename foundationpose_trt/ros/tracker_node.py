@@ -155,8 +155,10 @@ class TrackerNode(Node):
                     ' nothing is tracked'
                 )
             return
-        displaced = self._worker.offer(Job(self._intrinsics, frames))
-        if displaced is not None and displaced.stamp_ns not in (None, frames.stamp_ns):
+        job = Job(self._intrinsics, frames)
+        displaced = self._worker.offer(job)
+        # a frame that is replaced by itself, now with its mask, is not dropped
+        if displaced is job or (displaced is not None and displaced.stamp_ns != job.stamp_ns):
             self._drop(displaced)
 
     def _drop(self, job: Job) -> None:
@@ -225,7 +227,7 @@ class TrackerNode(Node):
         self._settle(step.estimate.outcome.value)
 
     def _mask(self, frames: FrameSet, frame: Frame) -> np.ndarray | None:
-        if frames.segmentation is None:
+        if frames.segmentation is None or self._tracking():
             return None
         try:
             return conversions.mask_for_frame(frames.segmentation, frame)

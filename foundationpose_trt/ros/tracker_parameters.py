@@ -42,6 +42,29 @@ class TrackerParameters:
     max_depth_m: float = parameter(
         10.0, 'farthest distance at which the object is looked for', 'm', (0.0, 100.0)
     )
+    min_agreement: float = parameter(
+        0.6, 'least share of agreeing depth where the pose could be contradicted', '', (0.0, 1.0)
+    )
+    min_visible: float = parameter(
+        0.15, 'least share of the rendered object whose depth agrees', '', (0.0, 1.0)
+    )
+    min_support_px: int = parameter(
+        60, 'least number of agreeing pixels in the 160x160 crop', 'pixels', (0, 25600)
+    )
+    register_min_agreement: float = parameter(
+        0.7, 'min_agreement for a registration', '', (0.0, 1.0)
+    )
+    register_min_visible: float = parameter(0.25, 'min_visible for a registration', '', (0.0, 1.0))
+    lost_after: int = parameter(
+        5, 'frames in a row below these limits until the object is LOST', 'frames', (1, 1000)
+    )
+    score_interval: int = parameter(
+        0, 'let the scorer compare the pose with turned copies every so many frames; 0: never',
+        'frames', (0, 1000),
+    )  # fmt: skip
+    score_margin: float = parameter(
+        2.0, 'logits by which a turned copy must win to count against the pose', '', (0.0, 1000.0)
+    )
     depth_unit_m: float = parameter(
         0.001, 'metres per unit of a 16UC1 depth image', 'm', (1e-6, 1.0)
     )

@@ -1,0 +1,186 @@
+"""A tracker_node with a tracker of the test's own, and a peer that feeds it and listens."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import rclpy
+from geometry_msgs.msg import PoseStamped
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+from rclpy.qos import QoSProfile
+from sensor_msgs.msg import CameraInfo, Image
+from std_msgs.msg import Float32, Header, String
+
+from foundationpose_trt.datatypes import (
+    CameraIntrinsics,
+    Outcome,
+    PoseEstimate,
+    TrackingState,
+)
+from foundationpose_trt.pose.tracker import TrackingStep
+from foundationpose_trt.ros import conversions
+from foundationpose_trt.ros.tracker_factory import BuiltTracker
+from foundationpose_trt.ros.tracker_node import TrackerNode
+from foundationpose_trt.ros.tracker_outputs import LATCHED_QOS, LATENCIES
+
+CAMERA = CameraIntrinsics(40.0, 40.0, 15.5, 11.5, 32, 24)
+RELIABLE = QoSProfile(depth=100)
+WAIT_S = 10.0
+MS = 1_000_000
+
+
+class ScriptedTracker:
+    """Registers on any mask and then tracks; the pose tells which frame it saw.
+
+    Translation x is the red value of the first pixel, z the depth there. While `hold` is set a
+    step waits for `permits`.
+    """
+
+    def __init__(self):
+        self.state = TrackingState.SEARCHING
+        self.warm = None
+        self.seen = []
+        self.hold = False
+        self.permits = threading.Semaphore(0)
+        self.failure = None
+
+    def warm_up(self, intrinsics):
+        self.warm = intrinsics
+
+    def step(self, frame, mask):
+        assert self.warm is not None, 'a frame came before the warm-up'
+        self.seen.append((frame.stamp_ns, mask is not None))
+        if self.hold:
+            assert self.permits.acquire(timeout=WAIT_S)
+        if self.failure is not None:
+            raise self.failure
+        stage = 'track' if self.state is TrackingState.TRACKING else 'register'
+        if stage == 'register' and mask is None:
+            return TrackingStep(self.state, PoseEstimate(Outcome.NO_MASK), 'idle', 0.0)
+        self.state = TrackingState.TRACKING
+        pose = np.eye(4)
+        pose[0, 3], pose[2, 3] = float(frame.rgb[0, 0, 0]), float(frame.depth_m[0, 0])
+        return TrackingStep(self.state, PoseEstimate(Outcome.OK, pose), stage, 12.5)
+
+
+class NotingNode(TrackerNode):
+    """Counts what arrived, so that a test can wait for its own message."""
+
+    arrived = 0
+
+    def _on_camera_info(self, message):
+        super()._on_camera_info(message)
+        self.arrived += 1
+
+    def _on_image(self, message):
+        super()._on_image(message)
+        self.arrived += 1
+
+    def _on_depth(self, message):
+        super()._on_depth(message)
+        self.arrived += 1
+
+    def _on_segmentation(self, message):
+        super()._on_segmentation(message)
+        self.arrived += 1
+
+
+class Rig:
+    """Both nodes in one context; `send` publishes, `until` spins until something holds."""
+
+    def __init__(self, **parameters):
+        self.context = rclpy.Context()
+        rclpy.init(context=self.context)
+        self.tracker = ScriptedTracker()
+        overrides = [Parameter('mesh_file_path', value='unused.obj')]
+        overrides += [Parameter(name, value=value) for name, value in parameters.items()]
+        built = BuiltTracker(self.tracker, self.tracker.warm_up, 'a scripted tracker')
+        self.node = NotingNode(
+            lambda _: built, context=self.context, parameter_overrides=overrides
+        )
+        self.peer = Node('peer', context=self.context)
+        self.executor = SingleThreadedExecutor(context=self.context)
+        self.executor.add_node(self.node)
+        self.executor.add_node(self.peer)
+        self.heard = {}
+        self._connect()
+
+    def _connect(self):
+        self.out = {
+            topic: self.peer.create_publisher(kind, topic, RELIABLE)
+            for topic, kind in (
+                ('image', Image),
+                ('depth', Image),
+                ('segmentation', Image),
+                ('camera_info', CameraInfo),
+            )
+        }
+        self._listen('pose', PoseStamped, RELIABLE)
+        self._listen('state', String, LATCHED_QOS)
+        self._listen('outcome', String, RELIABLE)
+        for name in LATENCIES:
+            self._listen(f'latency/{name}', Float32, RELIABLE)
+        publishers = self.out.values()
+        self.until(lambda: all(p.get_subscription_count() for p in publishers))
+        self.until(lambda: all(self.node.count_subscribers(t) for t in self.heard))
+        self.until(lambda: self.heard['state'])
+
+    def _listen(self, topic, kind, qos):
+        self.heard[topic] = []
+        self.peer.create_subscription(kind, topic, self.heard[topic].append, qos)
+
+    def close(self):
+        self.tracker.permits.release(1000)
+        self.node.close()
+        self.node.destroy_node()
+        self.peer.destroy_node()
+        self.context.try_shutdown()
+
+    def spin(self, seconds):
+        end_s = time.monotonic() + seconds
+        while time.monotonic() < end_s:
+            self.executor.spin_once(timeout_sec=0.01)
+
+    def until(self, holds, timeout_s=WAIT_S):
+        end_s = time.monotonic() + timeout_s
+        while not holds():
+            assert time.monotonic() < end_s, 'waited in vain'
+            self.executor.spin_once(timeout_sec=0.01)
+
+    def send(self, topic, stamp_ns, **changes):
+        """Publish one message of a topic, let the node take it."""
+        header = Header(stamp=conversions.stamp_message(stamp_ns), frame_id='left_optical')
+        message = self.message(topic, header)
+        for name, value in changes.items():
+            setattr(message, name, value)
+        expected = self.node.arrived + 1
+        self.out[topic].publish(message)
+        self.until(lambda: self.node.arrived == expected)
+
+    def message(self, topic, header):
+        shape = (CAMERA.height, CAMERA.width)
+        number = conversions.stamp_ns(header.stamp) // MS % 256
+        if topic == 'camera_info':
+            return conversions.camera_info_message(CAMERA, header)
+        if topic == 'image':
+            return conversions.image_message(
+                np.full((*shape, 3), number, np.uint8), 'rgb8', header
+            )
+        if topic == 'depth':
+            return conversions.image_message(np.full(shape, 750, np.uint16), '16UC1', header)
+        return conversions.image_message(np.full(shape, 255, np.uint8), 'mono8', header)
+
+    def frame(self, stamp_ns, mask=False):
+        """Send a whole frame, the mask first."""
+        for topic in [*(['segmentation'] if mask else []), 'depth', 'image']:
+            self.send(topic, stamp_ns)
+
+    def outcomes(self):
+        return [message.data for message in self.heard['outcome']]
+
+    def stamps(self):
+        return [conversions.stamp_ns(m.header.stamp) for m in self.heard['pose']]

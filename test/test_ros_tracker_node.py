@@ -1,0 +1,248 @@
+"""tracker_node over real DDS, its estimator replaced: what comes out of which messages."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip('rclpy', reason='ROS 2 (rclpy) is not installed')
+from ros_rig import CAMERA, MS, Rig
+
+from foundationpose_trt.datatypes import TrackingState
+from foundationpose_trt.ros.tracker_factory import build_tracker, choose_device
+from foundationpose_trt.ros.tracker_parameters import TrackerParameters
+from foundationpose_trt.ros.worker import WorkerFailed
+
+pytestmark = pytest.mark.ros
+START_NS = 1_700_000_000_123_456_789
+
+
+@pytest.fixture
+def make_rig(tmp_path, monkeypatch):
+    monkeypatch.setenv('ROS_LOG_DIR', str(tmp_path))
+    rigs = []
+
+    def make(**parameters):
+        rigs.append(Rig(**parameters))
+        return rigs[-1]
+
+    yield make
+    for rig in rigs:
+        rig.close()
+
+
+def tracking_rig(make_rig, **parameters):
+    rig = make_rig(**parameters)
+    rig.send('camera_info', START_NS)
+    rig.frame(START_NS, mask=True)
+    rig.until(lambda: rig.heard['pose'])
+    return rig
+
+
+def test_pose_carries_the_images_stamp_and_frame_untouched(make_rig):
+    rig = tracking_rig(make_rig)
+    rig.frame(START_NS + 33 * MS)
+    rig.until(lambda: len(rig.heard['pose']) == 2)
+    assert rig.stamps() == [START_NS, START_NS + 33 * MS]
+    for pose, stamp in zip(rig.heard['pose'], rig.stamps(), strict=True):
+        assert pose.header.frame_id == 'left_optical'
+        assert pose.pose.position.x == stamp // MS % 256 and pose.pose.orientation.w == 1
+        assert pose.pose.position.z == pytest.approx(0.75)
+
+
+def test_state_outcome_and_latencies_are_published(make_rig):
+    rig = tracking_rig(make_rig)
+    rig.frame(START_NS + 33 * MS)
+    rig.until(lambda: len(rig.heard['latency/dropped']) == 2)
+    assert [m.data for m in rig.heard['state']] == ['SEARCHING', 'TRACKING']
+    assert rig.outcomes() == ['OK', 'OK']
+    values = {name: [m.data for m in rig.heard[f'latency/{name}']] for name in (
+        'register_ms', 'track_ms', 'publish_ms', 'age_ms', 'dropped')}  # fmt: skip
+    assert values['register_ms'] == values['track_ms'] == [12.5]
+    assert len(values['publish_ms']) == 2 and all(0 < v < 1000 for v in values['publish_ms'])
+    # the image claims to be from 2023: its age is years, which only the image's stamp explains
+    assert len(values['age_ms']) == 2 and values['age_ms'][0] > 1e10
+    assert values['dropped'] == [0, 0]
+
+
+def test_warms_up_on_the_first_camera_info_before_any_image(make_rig):
+    rig = make_rig()
+    rig.send('camera_info', START_NS)
+    rig.until(lambda: rig.tracker.warm is not None)
+    assert rig.tracker.warm == CAMERA and rig.tracker.seen == []
+
+
+def test_frames_that_arrive_during_a_step_are_dropped_and_counted(make_rig):
+    rig = tracking_rig(make_rig)
+    rig.tracker.hold = True
+    stamps = [START_NS + k * 33 * MS for k in range(1, 8)]
+    rig.frame(stamps[0])
+    rig.until(lambda: len(rig.tracker.seen) == 2)
+    for stamp in stamps[1:]:
+        rig.frame(stamp)
+    rig.tracker.permits.release(2)
+    rig.until(lambda: len(rig.heard['pose']) == 3)
+    assert rig.stamps() == [START_NS, stamps[0], stamps[-1]], 'the first taken, then the newest'
+    rig.until(lambda: len(rig.heard['latency/dropped']) == 3)
+    assert rig.heard['latency/dropped'][-1].data == len(stamps) - 2
+
+
+def test_missing_and_late_messages_cost_only_their_own_frame(make_rig):
+    rig = tracking_rig(make_rig)
+    first, second, third = (START_NS + k * 33 * MS for k in (1, 2, 3))
+    rig.send('image', first)  # its depth never comes
+    rig.frame(second)
+    rig.send('depth', first)  # late: a newer pair is out
+    rig.until(lambda: len(rig.heard['pose']) == 2)
+    rig.frame(third)
+    rig.until(lambda: len(rig.heard['pose']) == 3)
+    assert rig.stamps() == [START_NS, second, third]
+
+
+def test_a_late_mask_registers_the_frame_it_belongs_to(make_rig):
+    rig = make_rig()
+    rig.send('camera_info', START_NS)
+    for k in range(4):
+        rig.frame(START_NS + k * 33 * MS)
+        rig.until(lambda: rig.outcomes() == ['NO_MASK'] * (k + 1))  # noqa: B023
+    rig.send('segmentation', START_NS + 33 * MS)
+    rig.until(lambda: rig.heard['pose'])
+    assert rig.stamps() == [START_NS + 33 * MS]
+    rig.send('segmentation', START_NS + 66 * MS)  # tracking already: of no interest
+    rig.frame(START_NS + 132 * MS)
+    rig.until(lambda: len(rig.heard['pose']) == 2)
+    assert rig.stamps()[1] == START_NS + 132 * MS
+
+
+def test_while_seeking_a_frame_with_mask_is_not_displaced_by_one_without(make_rig):
+    rig = make_rig()
+    rig.send('camera_info', START_NS)
+    rig.tracker.hold = True
+    rig.frame(START_NS)
+    rig.until(lambda: len(rig.tracker.seen) == 1)
+    rig.frame(START_NS + 33 * MS, mask=True)
+    rig.frame(START_NS + 66 * MS)
+    rig.tracker.permits.release(2)
+    rig.until(lambda: rig.heard['pose'])
+    assert rig.stamps() == [START_NS + 33 * MS] and rig.node.dropped == 1
+
+
+@pytest.mark.parametrize(
+    ('topic', 'changes', 'outcome', 'words'),
+    [
+        ('image', {'encoding': 'hsv8'}, 'UNKNOWN_ENCODING', "encoding 'hsv8'"),
+        ('depth', {'encoding': 'rgb8'}, 'UNKNOWN_ENCODING', "depth has encoding 'rgb8'"),
+        ('depth', {'height': 12}, 'SIZE_MISMATCH', 'registered to colour'),
+        ('image', {'step': 3}, 'BAD_IMAGE', 'a row needs 96 bytes'),
+        ('segmentation', {'height': 12}, 'SIZE_MISMATCH', 'segmentation is 32x12'),
+    ],
+)
+def test_unusable_messages_are_named_counted_and_survived(
+    make_rig, capfd, topic, changes, outcome, words
+):
+    rig = make_rig()
+    rig.send('camera_info', START_NS)
+    for name in ('segmentation', 'depth', 'image'):
+        rig.send(name, START_NS, **(changes if name == topic else {}))
+    rig.until(lambda: outcome in rig.outcomes())
+    assert not rig.heard['pose'] and rig.node.outcomes[outcome] == 1
+    assert words in capfd.readouterr().err
+    rig.frame(START_NS + 33 * MS, mask=True)
+    rig.until(lambda: rig.stamps() == [START_NS + 33 * MS])
+
+
+def test_camera_info_with_zero_k_is_refused_until_a_good_one_comes(make_rig, capfd):
+    rig = make_rig()
+    for _ in range(3):
+        rig.send('camera_info', START_NS, k=[0.0] * 9)
+    rig.frame(START_NS, mask=True)
+    rig.until(lambda: rig.outcomes() == ['BAD_CAMERA_INFO'] * 3)
+    errors = capfd.readouterr().err
+    assert errors.count('is the camera calibrated') == 1, 'throttled'
+    assert 'no usable /camera_info' in errors
+    rig.send('camera_info', START_NS)
+    rig.frame(START_NS + 33 * MS, mask=True)
+    rig.until(lambda: rig.stamps() == [START_NS + 33 * MS])
+
+
+def test_stamps_that_never_match_are_reported_with_the_gap(make_rig, capfd):
+    rig = make_rig(sync_slop_ms=5.0)
+    rig.send('camera_info', START_NS)
+    for k in range(10):
+        rig.send('image', START_NS + k * 100 * MS)
+        rig.send('depth', START_NS + (k * 100 + 20) * MS)
+    rig.spin(1.2)
+    errors = capfd.readouterr().err
+    assert errors.count('closest stamps are 20.000 ms apart') == 1
+    assert 'sync_slop_ms allows 5' in errors and not rig.heard['pose']
+
+
+def test_images_announced_but_not_arriving_are_explained(make_rig, capfd):
+    rig = make_rig(silence_warning_s=0.5)
+    for _ in range(9):
+        rig.send('camera_info', START_NS)
+        rig.spin(0.25)
+    errors = capfd.readouterr().err
+    assert '/image is announced and camera_info arrives' in errors
+    assert 'fastdds_shm.xml' in errors and 'start the PUBLISHER with' in errors
+
+
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnhandledThreadExceptionWarning')
+def test_a_bug_in_the_worker_ends_the_node(make_rig):
+    rig = tracking_rig(make_rig)
+    assert rig.node.finished() is False
+    rig.tracker.failure = ZeroDivisionError('a bug')
+    rig.frame(START_NS + 33 * MS)
+    with pytest.raises(WorkerFailed, match='ZeroDivisionError: a bug'):
+        rig.until(rig.node.finished)
+
+
+def test_a_lost_object_is_told_by_state_and_outcome(make_rig):
+    rig = tracking_rig(make_rig)
+    rig.tracker.state = TrackingState.LOST
+    rig.frame(START_NS + 33 * MS)
+    rig.until(lambda: rig.outcomes() == ['OK', 'NO_MASK'])
+    assert [m.data for m in rig.heard['state']][-1] == 'LOST' and len(rig.heard['pose']) == 1
+    rig.frame(START_NS + 66 * MS, mask=True)
+    rig.until(lambda: rig.stamps() == [START_NS, START_NS + 66 * MS])
+
+
+def parameters(tmp_path, **changes):
+    mesh = tmp_path / 'cube.obj'
+    corners = [f'v {x} {y} {z}' for x in (0, 80) for y in (0, 80) for z in (0, 80)]
+    faces = ['f 1 2 3', 'f 2 4 3', 'f 5 7 6', 'f 6 7 8', 'f 1 5 2', 'f 2 5 6']
+    mesh.write_text('\n'.join([*corners, *faces, '']))
+    return TrackerParameters(**{'mesh_file_path': str(mesh), **changes})
+
+
+@pytest.mark.parametrize(
+    ('changes', 'words'),
+    [
+        ({'mesh_file_path': '/no/such.obj'}, "mesh_file_path '/no/such.obj'.*no such file"),
+        ({}, r'mesh_file_path .*mesh_scale 1\).*diameter'),
+        ({'mesh_scale': 0.001, 'weights': 'huge'}, "weights 'huge'"),
+    ],
+)
+def test_what_cannot_be_loaded_is_refused_by_parameter(tmp_path, changes, words):
+    with pytest.raises(ValueError, match=words):
+        build_tracker(parameters(tmp_path, **changes))
+
+
+def test_cuda_without_a_gpu_is_refused(monkeypatch):
+    monkeypatch.setattr('torch.cuda.is_available', lambda: False)
+    assert choose_device('auto') == choose_device('cpu') == 'cpu'
+    with pytest.raises(ValueError, match='device is cuda, but torch .* finds no CUDA GPU'):
+        choose_device('cuda')
+
+
+def test_the_executable_refuses_a_missing_mesh_with_status_2(tmp_path):
+    command = [sys.executable, '-m', 'foundationpose_trt.ros.tracker_node', '--ros-args']
+    done = subprocess.run(
+        [*command, '-p', 'mesh_file_path:=/no/such.obj', '-p', 'mesh_scal:=0.001'],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "parameter mesh_file_path '/no/such.obj'" in done.stderr + done.stdout
+    assert 'did you mean mesh_scale?' in done.stderr + done.stdout
