@@ -12,7 +12,7 @@ FAR_M = wp.constant(100.0)
 NEAR_VALID_M = wp.constant(0.001)
 EROSION_DIFFERENCE_M = wp.constant(0.001)
 EROSION_RATIO = wp.constant(0.8)
-BILATERAL_SIGMA_PX = wp.constant(2.0)
+BILATERAL_SIGMA_PX = 2.0
 BILATERAL_BAND_M = wp.constant(0.01)
 
 
@@ -57,7 +57,10 @@ def erode(
 
 @wp.kernel
 def smooth(
-    depth: wp.array3d(dtype=float), region: wp.array2d(dtype=int), out: wp.array3d(dtype=float)
+    depth: wp.array3d(dtype=float),
+    region: wp.array2d(dtype=int),
+    spatial: wp.array2d(dtype=float),
+    out: wp.array3d(dtype=float),
 ):
     """Gaussian mean of the neighbours within 1 cm of the window's mean; fills small holes."""
     n, y, x = wp.tid()
@@ -85,12 +88,18 @@ def smooth(
         for u in range(x_first, x_last + 1):
             value = depth[n, v, u]
             if is_valid(value) and wp.abs(value - mean) < BILATERAL_BAND_M:
-                squared = float((u - x) * (u - x) + (v - y) * (v - y))
-                weight = wp.exp(-squared / (2.0 * BILATERAL_SIGMA_PX * BILATERAL_SIGMA_PX))
+                weight = spatial[v - y + RADIUS_PX, u - x + RADIUS_PX]
                 weights += weight
                 weighted += weight * value
     if weights > 0.0:
         out[n, y, x] = weighted / weights
+
+
+def spatial_weights() -> torch.Tensor:
+    """Gaussian of the distance in pixels, (5, 5) float32, 1 in the middle."""
+    offsets = torch.arange(-2, 3, dtype=torch.float32)
+    squared = offsets[:, None] ** 2 + offsets[None] ** 2
+    return torch.exp(-squared / (2 * BILATERAL_SIGMA_PX**2))
 
 
 class DepthFilter:
@@ -103,6 +112,7 @@ class DepthFilter:
     def __init__(self, images: int, height: int, width: int, device: torch.device) -> None:
         self._eroded = torch.zeros(images, height, width, device=device)
         self._smooth = torch.zeros(images, height, width, device=device)
+        self._spatial = spatial_weights().to(device)
         last = [0, 0, width - 1, height - 1]
         self.whole = torch.tensor([last] * images, dtype=torch.int32, device=device)
 
@@ -116,7 +126,8 @@ class DepthFilter:
         shape, device = tuple(depth_m.shape), depth_m.device
         source, eroded, smoothed = map(as_warp, (depth_m, self._eroded, self._smooth))
         launch(erode, shape, [source, as_warp(outer), eroded], device)
-        launch(smooth, shape, [eroded, as_warp(region), smoothed], device)
+        spatial = as_warp(self._spatial)
+        launch(smooth, shape, [eroded, as_warp(region), spatial, smoothed], device)
         return self._smooth
 
     @staticmethod

@@ -18,7 +18,7 @@ from .mesh import ObjectMesh
 from .mesh_bank import MeshBank
 from .rasterizer import Rasterizer
 
-NEIGHBOURHOOD_RATIO = 2.4  # twice the refiner's crop: an update moves less than this
+NEIGHBOURHOOD_RATIO = 2.0  # the refiner's 1.2 and 0.4 diameters of motion to each side
 
 
 class ViewWriter:
@@ -34,8 +34,8 @@ class ViewWriter:
         self._mesh_index = torch.zeros(capacity, 1, dtype=torch.int32, device=device)
         layout = torch.channels_last if device.type == 'cuda' else torch.contiguous_format
         shape = (capacity, 6, CROP_PX, CROP_PX)
-        self._rendered = torch.zeros(shape, dtype=dtype, device=device, memory_format=layout)
-        self._observed = torch.zeros(shape, dtype=dtype, device=device, memory_format=layout)
+        self._rendered = torch.empty(shape, dtype=dtype, device=device, memory_format=layout)
+        self._observed = torch.empty(shape, dtype=dtype, device=device, memory_format=layout)
 
     def write(
         self, poses: torch.Tensor, images: ObservedImages, spec: CropSpec, size: tuple[int, ...]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import warp as wp
 
-wp.config.quiet = True
+wp.config.log_level = wp.LOG_ERROR  # its banner is not for our users; errors still show
 
 
 def as_warp(tensor: torch.Tensor, dtype: Any = None) -> wp.array:

@@ -1,0 +1,194 @@
+"""The tracker of one object: a state machine around an estimator, with a gate of its own.
+
+Upstream tracking has no notion of being lost (foundationpose.md §3.6); a wrong pose moves a real
+arm. Here a pose leaves only when the observed depth supports it.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+
+from ..datatypes import Frame, Outcome, PoseEstimate, PoseQuality, TrackingState, require
+from ..geometry import transform
+
+
+class Estimator(Protocol):
+    """What the tracker needs of a PoseEstimator."""
+
+    def register(self, frame: Frame, mask: np.ndarray) -> PoseEstimate:
+        """Find the pose from a mask."""
+
+    def track(self, frame: Frame, camera_from_object: np.ndarray) -> PoseEstimate:
+        """Refine the last pose."""
+
+    def score(self, frame: Frame, camera_from_object: np.ndarray) -> np.ndarray:
+        """Rank poses (N, 4, 4) against each other."""
+
+
+@dataclass(frozen=True)
+class TrackerSettings:
+    """The quality gate.
+
+    min_agreement: share of agreeing depth among agreeing + behind; min_visible: share of the
+    rendered pixels whose depth agrees; min_support_px: agreeing pixels of the 160x160 crop;
+    register_min_*: the same after a registration, stricter since nothing else vouches for it.
+    lost_after: consecutive frames below the gate until LOST. score_interval: frames between
+    comparisons of the pose with turned copies of itself by the scorer, 0 = never; score_margin:
+    logits by which a copy must win to count against the pose.
+    """
+
+    min_agreement: float = 0.6
+    min_visible: float = 0.15
+    min_support_px: int = 60
+    register_min_agreement: float = 0.7
+    register_min_visible: float = 0.25
+    lost_after: int = 5
+    score_interval: int = 0
+    score_margin: float = 2.0
+
+    def __post_init__(self) -> None:
+        for name in ('min_agreement', 'min_visible', 'register_min_agreement'):
+            value = getattr(self, name)
+            require(0 <= value <= 1, f'{name} is {value}, must be a share between 0 and 1')
+        require(self.lost_after >= 1, f'lost_after is {self.lost_after}, must be at least 1')
+        require(
+            self.score_interval >= 0 and self.min_support_px >= 0,
+            f'score_interval is {self.score_interval} and min_support_px {self.min_support_px},'
+            ' neither may be negative',
+        )
+
+
+@dataclass(frozen=True)
+class TrackingStep:
+    """What one frame led to. stage: 'register', 'track' or 'idle' (nothing was computed)."""
+
+    state: TrackingState
+    estimate: PoseEstimate
+    stage: str
+    elapsed_ms: float
+
+
+class ObjectTracker:
+    """SEARCHING -> (registration passes the gate) -> TRACKING -> (gate fails too often) -> LOST.
+
+    LOST behaves like SEARCHING: the next mask registers again. A frame whose pose fails the gate
+    yields LOW_QUALITY or LOW_SUPPORT and no pose; the last good pose is kept as the start for
+    the next frame, so that a short occlusion does not end the track.
+    """
+
+    def __init__(self, estimator: Estimator, settings: TrackerSettings | None = None) -> None:
+        self.estimator = estimator
+        self.settings = settings or TrackerSettings()
+        self.state = TrackingState.SEARCHING
+        self._last: np.ndarray | None = None
+        self._below_gate = 0
+        self._since_score = 0
+
+    def reset(self) -> None:
+        """Forget the object and search again."""
+        self.state = TrackingState.SEARCHING
+        self._last = None
+        self._below_gate = self._since_score = 0
+
+    def start_from(self, camera_from_object: np.ndarray) -> None:
+        """Begin tracking from a known pose (4, 4), metres."""
+        self.reset()
+        self._last = np.asarray(camera_from_object, np.float64)
+        self.state = TrackingState.TRACKING
+
+    def step(self, frame: Frame, mask: np.ndarray | None) -> TrackingStep:
+        """Process one frame; mask (H, W) non-zero = object, needed only while not TRACKING."""
+        start = time.perf_counter()
+        if self._last is not None:
+            stage, estimate = 'track', self._track(frame, self._last)
+        elif mask is None:
+            stage, estimate = 'idle', PoseEstimate(Outcome.NO_MASK)
+        else:
+            stage, estimate = 'register', self._register(frame, mask)
+        elapsed_ms = (time.perf_counter() - start) * 1e3
+        return TrackingStep(self.state, estimate, stage, elapsed_ms)
+
+    def _register(self, frame: Frame, mask: np.ndarray) -> PoseEstimate:
+        limits = self.settings
+        estimate = gated(
+            self.estimator.register(frame, mask),
+            replace(
+                limits,
+                min_agreement=limits.register_min_agreement,
+                min_visible=limits.register_min_visible,
+            ),
+        )
+        if estimate.outcome is Outcome.OK:
+            self._last = estimate.camera_from_object
+            self._below_gate = self._since_score = 0
+            self.state = TrackingState.TRACKING
+        return estimate
+
+    def _track(self, frame: Frame, last: np.ndarray) -> PoseEstimate:
+        estimate = gated(self.estimator.track(frame, last), self.settings)
+        if estimate.outcome is Outcome.OK:
+            estimate = self._checked_by_scorer(frame, estimate)
+        if estimate.outcome is Outcome.OK:
+            self._last = estimate.camera_from_object
+            self._below_gate = 0
+            return estimate
+        self._below_gate += 1
+        if self._below_gate >= self.settings.lost_after:
+            self._last = None
+            self.state = TrackingState.LOST
+        return estimate
+
+    def _checked_by_scorer(self, frame: Frame, estimate: PoseEstimate) -> PoseEstimate:
+        """Every score_interval frames: the pose must not lose to a turned copy of itself."""
+        pose = estimate.camera_from_object
+        if self.settings.score_interval == 0 or pose is None:
+            return estimate
+        self._since_score += 1
+        if self._since_score < self.settings.score_interval:
+            return estimate
+        self._since_score = 0
+        scores = self.estimator.score(frame, np.stack([pose, *turned_copies(pose)]))
+        if scores[1:].max() > scores[0] + self.settings.score_margin:
+            return PoseEstimate(Outcome.LOW_QUALITY, quality=estimate.quality)
+        return estimate
+
+
+def turned_copies(camera_from_object: np.ndarray) -> list[np.ndarray]:
+    """Return six copies of a pose (4, 4), turned +-30 degrees about each camera axis in place.
+
+    30 degrees is beyond what one step of the refiner repairs and below the grid's spacing.
+    """
+    copies = []
+    for axis in range(3):
+        for angle in (np.deg2rad(30.0), np.deg2rad(-30.0)):
+            i, j = (axis + 1) % 3, (axis + 2) % 3
+            turn = np.eye(3)
+            turn[i, i] = turn[j, j] = np.cos(angle)
+            turn[i, j], turn[j, i] = -np.sin(angle), np.sin(angle)
+            rotation = turn @ camera_from_object[:3, :3]
+            copies.append(transform(rotation, camera_from_object[:3, 3]))
+    return copies
+
+
+def gated(estimate: PoseEstimate, limits: TrackerSettings) -> PoseEstimate:
+    """Return the estimate, or the named failure when its quality is below the limits."""
+    if estimate.outcome is not Outcome.OK:
+        return estimate
+    quality = estimate.quality
+    require(quality is not None, 'an OK estimate came without quality')
+    failure = gate_failure(quality, limits)  # type: ignore[arg-type]
+    return estimate if failure is None else PoseEstimate(failure, quality=quality)
+
+
+def gate_failure(quality: PoseQuality, limits: TrackerSettings) -> Outcome | None:
+    """Name what speaks against a pose: contradicted depth, or too little of it; None = passes."""
+    contradictions = quality.agreeing + quality.behind
+    if contradictions >= limits.min_support_px and quality.agreement < limits.min_agreement:
+        return Outcome.LOW_QUALITY
+    if quality.agreeing < limits.min_support_px or quality.visible < limits.min_visible:
+        return Outcome.LOW_SUPPORT
+    return None
