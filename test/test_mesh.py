@@ -449,7 +449,7 @@ def test_decimated_texture_is_kept():
 
 def test_sides_of_a_thin_wall_keep_their_own_colours():
     sheets = []
-    for z, color in ((0.0005, RED), (-0.0005, BLUE)):
+    for z, color in ((1e-5, RED), (-1e-5, BLUE)):
         sheet = trimesh.Trimesh(CORNERS, QUAD if z > 0 else QUAD[:, ::-1], process=False)
         for _ in range(6):
             sheet = sheet.subdivide()
