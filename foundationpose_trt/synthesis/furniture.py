@@ -41,19 +41,22 @@ def walls(half_m: float, texture: np.ndarray) -> ObjectMesh:
     """Return the four walls of the room, facing inwards."""
     low, height = -TABLE_HEIGHT_M, 2.5
     corners = half_m * np.array([[-1, 1], [1, 1], [1, -1], [-1, -1]], dtype=np.float64)
-    patches = []
+    patches: list[Patch] = []
     for (x, y), (next_x, next_y) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
         patches.append(_patch([x, y, low], [next_x - x, next_y - y, 0], [0, 0, height]))
     return _joined('walls', patches, texture)
 
 
+Patch = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
 def _patch(
     origin: Sequence[float], along: Sequence[float], across: Sequence[float], rows: int = 0
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+) -> Patch:
     """Vertices, uv, normals (along x across) and faces of a grid over one parallelogram."""
     cells = int(round(1 / CELL_SHARE))
-    u, v = np.meshgrid(np.linspace(0, 1, cells + 1), np.linspace(0, 1, (rows or cells) + 1))
-    u, v = u.reshape(-1), v.reshape(-1)
+    steps = np.linspace(0, 1, cells + 1), np.linspace(0, 1, (rows or cells) + 1)
+    u, v = (grid.reshape(-1) for grid in np.meshgrid(*steps))
     edges = np.array([along, across], dtype=np.float64)
     vertices = np.asarray(origin) + np.stack([u, v], axis=1) @ edges
     normal = np.cross(*edges)
@@ -65,7 +68,7 @@ def _patch(
     return vertices, np.stack([u, 1 - v], axis=1) * 0.998 + 0.001, normals, faces
 
 
-def _joined(name: str, patches: list[tuple[np.ndarray, ...]], texture: np.ndarray) -> ObjectMesh:
+def _joined(name: str, patches: Sequence[Patch], texture: np.ndarray) -> ObjectMesh:
     starts = np.cumsum([0] + [len(patch[0]) for patch in patches[:-1]])
     faces = [patch[3] + start for patch, start in zip(patches, starts, strict=True)]
     vertices, uv, normals = (np.concatenate([p[k] for p in patches]) for k in range(3))

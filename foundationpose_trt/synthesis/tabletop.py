@@ -19,7 +19,7 @@ class SceneSettings:
     """What a composed scene looks like.
 
     distance_diameters: range of the camera's distance in target diameters, kept within
-    distance_m. occluder_cover: how much of the target's apparent diameter the occluder reaches
+    distance_m. occluder_cover: how much of the target's apparent height the occluder reaches
     over, 0..1. table_texture: (N, N, 3) uint8, None = drawn per arrangement.
     """
 
@@ -86,6 +86,7 @@ class _Arrangement:
 
     @property
     def target_m(self) -> np.ndarray:
+        """Return where the target's centre rests in the world, (3,)."""
         return self.world_from_centered[0, :3, 3]
 
 
@@ -99,10 +100,12 @@ class _Stage:
 
     @property
     def occluder_slot(self) -> int:
+        """Return the slot of what passes in front of the target."""
         return 1 + self.clutter
 
     @property
     def table_slot(self) -> int:
+        """Return the first slot of the room: table, floor, walls."""
         return 2 + self.clutter
 
 
@@ -366,15 +369,17 @@ def _in_front(
 ) -> np.ndarray:
     """Pose of the occluder on the way to the target, in the camera frame.
 
-    across: sideways offset in apparent target diameters. Its vertical offset leaves the target
-    uncovered by 1 - occluder_cover.
+    across: sideways offset in apparent target diameters. Up or down it is placed so that its edge
+    covers occluder_cover of the target's height.
     """
     near = rng.uniform(0.55, 0.7)
     target, occluder = stage.meshes[0], stage.meshes[stage.occluder_slot]
-    apparent = target.diameter_m * near
-    reach = (apparent + occluder.diameter_m) / 2 - settings.occluder_cover * apparent
-    offset = np.array([across * apparent, rng.choice([-1, 1]) * reach, 0.0])
     pose = np.eye(4)
     pose[:3, :3] = Rotation.random(random_state=rng).as_matrix()
+    side = rng.choice([-1, 1])  # from below or from above
+    height = near * side * (target.vertices @ camera_from_target[1, :3])
+    edge = height.max() - settings.occluder_cover * np.ptp(height)
+    reach = edge - (side * (occluder.vertices @ pose[1, :3])).min()
+    offset = np.array([across * target.diameter_m * near, side * reach, 0.0])
     pose[:3, 3] = near * camera_from_target[:3, 3] + offset
     return pose

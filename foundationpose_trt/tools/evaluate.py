@@ -240,7 +240,9 @@ def _track_content(track: TrackResult) -> dict[str, Any]:
 def print_evaluation(content: dict[str, Any]) -> None:
     """Print the totals and what they split into."""
     settings = ', '.join(content[k] for k in ('weights', 'device', 'precision', 'schedule'))
-    groups = {k: content[k]['totals'] for k in ('register', 'track') if k in content}
+    groups: dict[str, Any] = {
+        k: content[k]['totals'] for k in ('register', 'track') if k in content
+    }
     report.print_totals(f'held-out synthetic objects ({settings})', groups)
     print(
         'ADD counts every turn of a symmetric or plain object as an error; ADD(-S) takes ADD-S'

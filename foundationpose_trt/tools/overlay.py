@@ -26,7 +26,7 @@ class OverlayStyle:
 
     outline: Color = (255, 196, 0)
     outline_px: int = 2
-    fill: float = 0.18
+    fill: float = 0.1
     axis_share: float = 0.45
     axis_px: int = 3
 
@@ -126,11 +126,10 @@ def _draw_axes(
 
 def _draw_text(image: np.ndarray, text: str) -> None:
     scale = image.shape[0] / 480 * 0.55
-    place = (round(12 * scale / 0.55), round(24 * scale / 0.55))
-    for color, width in ((DARK, 4), ((255, 255, 255), 1)):
-        cv2.putText(
-            image, text, place, cv2.FONT_HERSHEY_SIMPLEX, scale, color, width, cv2.LINE_AA
-        )
+    x, y = round(12 * scale / 0.55), round(24 * scale / 0.55)
+    # a shadow of the same weight: cv2 spaces the letters of bolder text differently
+    for color, place in ((DARK, (x + 1, y + 1)), ((255, 255, 255), (x, y))):
+        cv2.putText(image, text, place, cv2.FONT_HERSHEY_SIMPLEX, scale, color, 1, cv2.LINE_AA)
 
 
 def write_video(path: str | Path, frames: Iterable[np.ndarray], rate_hz: float = 30.0) -> int:

@@ -150,8 +150,9 @@ def replay_scene(
     else:
         stepper, ids = _Tracking(estimator), scene.frame_ids
     _require_start(scene, object_id, ids, gt_init)
-    if gt_init and isinstance(stepper, _Tracking):
-        stepper.start_from(scene.camera_from_object(ids[0], object_id))
+    known = scene.camera_from_object(ids[0], object_id) if gt_init else None
+    if known is not None and isinstance(stepper, _Tracking):
+        stepper.start_from(known)
     records = []
     for frame_id in tqdm(ids, mode, unit='frame'):
         with times.measure('read'):

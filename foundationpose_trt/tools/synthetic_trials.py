@@ -220,7 +220,7 @@ def with_errors(mask: np.ndarray, rng: np.random.Generator, reach_px: int) -> np
     dx, dy = rng.integers(-reach_px, reach_px + 1, 2)
     growth = int(rng.integers(-reach_px, reach_px + 1))
     moved = cv2.warpAffine(
-        mask.astype(np.uint8), np.float32([[1, 0, dx], [0, 1, dy]]), mask.shape[::-1]
+        mask.astype(np.uint8), np.array([[1, 0, dx], [0, 1, dy]], np.float32), mask.shape[::-1]
     )
     side = 2 * abs(growth) + 1
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
