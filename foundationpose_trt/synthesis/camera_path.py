@@ -10,7 +10,6 @@ from scipy.spatial.transform import Rotation
 from ..datatypes import require
 from ..geometry import transform
 
-
 PHASE_STEP = 0.003  # radians of the main wave
 
 
