@@ -13,7 +13,7 @@ from scipy.spatial.distance import pdist
 from foundationpose_trt.pose.mesh import MeshLimits, ObjectMesh, build_mesh, load_mesh
 from foundationpose_trt.pose.mesh_surface import TriangleSoup, largest_distance, split_long_edges
 
-REAL = Path('/work/shared/data')
+REAL = Path(__file__).resolve().parents[2] / 'shared' / 'data'
 CORNERS = np.array([[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]], dtype=float) * 0.2
 QUAD = np.array([[0, 1, 2], [0, 2, 3]])
 
