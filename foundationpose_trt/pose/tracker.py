@@ -46,7 +46,7 @@ class TrackerSettings:
     min_support_px: int = 60
     register_min_agreement: float = 0.7
     register_min_visible: float = 0.25
-    lost_after: int = 5
+    lost_after: int = 15  # half a second at 30 Hz
     score_interval: int = 0
     score_margin: float = 2.0
 

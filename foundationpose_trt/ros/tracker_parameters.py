@@ -56,7 +56,7 @@ class TrackerParameters:
     )
     register_min_visible: float = parameter(0.25, 'min_visible for a registration', '', (0.0, 1.0))
     lost_after: int = parameter(
-        5, 'frames in a row below these limits until the object is LOST', 'frames', (1, 1000)
+        15, 'frames in a row below these limits until the object is LOST', 'frames', (1, 1000)
     )
     score_interval: int = parameter(
         0, 'let the scorer compare the pose with turned copies every so many frames; 0: never',
