@@ -126,8 +126,11 @@ def test_summary_counts_missing_poses_as_misses():
     assert totals['add_auc'] == pytest.approx(100 * (0.965 * 2 + 0.705) / 4)
     assert totals['recall_0_1d'] == 50 and totals['recall_s_0_1d'] == 75
     assert totals['rotation_deg_median'] == pytest.approx(1)
+    assert totals['rotation_deg_max'] == pytest.approx(9)
+    assert totals['add_s_auc_with_pose'] == pytest.approx(100 * (0.985 * 2 + 0.885) / 3)
     empty = metrics.summarize_errors([metrics.NO_POSE], 0.15)
-    assert empty['rotation_deg_median'] is None and empty['add_s_auc'] == 0
+    assert empty['rotation_deg_median'] is None and empty['add_s_auc_with_pose'] is None
+    assert empty['add_s_auc'] == 0
 
 
 def test_a_track_is_lost_by_its_end_not_by_a_moment():

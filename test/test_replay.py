@@ -240,7 +240,7 @@ def test_mask_errors_stay_within_reach():
 
 
 @pytest.mark.usefixtures('few_hypotheses')
-def test_evaluate_command_runs_whole(weights_dir, tmp_path, monkeypatch, capsys):
+def test_evaluate_command_runs_whole(weights_dir, scene_dir, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         synthetic_trials, 'SETTINGS',
         synthetic_trials.SceneSettings(width=160, height=120, focal_px=150.0, texture_px=64),
@@ -249,10 +249,12 @@ def test_evaluate_command_runs_whole(weights_dir, tmp_path, monkeypatch, capsys)
     words = ['--objects', '1', '--frames-per-object', '1', '--tracks', '1', '--track-length', '10']
     files = ['--json', str(tmp_path / 'e.json'), '--plot', str(tmp_path / 'e.png')]
     choice = ['--weights', str(weights_dir), '--device', 'cpu', '--workers', '1', '--gt-init']
+    words += ['--real', str(scene_dir)]
     assert main(['evaluate', *words, *files, *choice]) == 0
     content = json.loads((tmp_path / 'e.json').read_text())
     assert content['register']['totals']['frames'] == 1
     assert content['track']['totals']['frames'] == 10
+    assert content['real'][str(scene_dir)]['track 1']['frames'] == FRAMES
     assert len(content['track']['tracks'][0]['errors']) == 10
     seeds = {content['register']['frames'][0]['seed'], content['track']['tracks'][0]['seed']}
     assert min(seeds) >= 1_000_000

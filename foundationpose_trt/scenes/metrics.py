@@ -144,9 +144,10 @@ def _checked(errors_m: Sequence[float] | np.ndarray) -> np.ndarray:
 def summarize_errors(
     errors: Sequence[PoseErrors], diameters_m: float | Sequence[float] | np.ndarray
 ) -> dict[str, float | None]:
-    """Return the totals of many frames: AUCs and recalls in percent, medians of found frames.
+    """Return the totals of many frames: AUCs and recalls in percent, frames without a pose missed.
 
-    diameters_m: one, or one per frame. Medians are None where no frame has a pose.
+    diameters_m: one, or one per frame. Medians, maxima and add_s_auc_with_pose are over the
+    frames with a pose and None where there is none.
     """
     limits = RECALL_DIAMETER_SHARE * np.asarray(diameters_m, dtype=np.float64)
     add, add_s = [e.add_m for e in errors], [e.add_s_m for e in errors]
@@ -156,17 +157,19 @@ def summarize_errors(
         'without_pose': len(errors) - len(found),
         'add_auc': 100 * auc(add),
         'add_s_auc': 100 * auc(add_s),
+        'add_s_auc_with_pose': 100 * auc([e.add_s_m for e in found]) if found else None,
         'recall_0_1d': 100 * recall(add, limits),
         'recall_s_0_1d': 100 * recall(add_s, limits),
-        'add_mm_median': _median([1e3 * e.add_m for e in found]),
-        'add_s_mm_median': _median([1e3 * e.add_s_m for e in found]),
-        'rotation_deg_median': _median([np.degrees(e.rotation_rad) for e in found]),
-        'translation_mm_median': _median([1e3 * e.translation_m for e in found]),
+        **_spread('add_mm', [1e3 * e.add_m for e in found]),
+        **_spread('add_s_mm', [1e3 * e.add_s_m for e in found]),
+        **_spread('rotation_deg', [float(np.degrees(e.rotation_rad)) for e in found]),
+        **_spread('translation_mm', [1e3 * e.translation_m for e in found]),
     }
 
 
-def _median(values: list[float]) -> float | None:
-    return float(np.median(values)) if values else None
+def _spread(name: str, values: list[float]) -> dict[str, float | None]:
+    median = float(np.median(values)) if values else None
+    return {f'{name}_median': median, f'{name}_max': max(values, default=None)}
 
 
 def is_lost(errors: Sequence[PoseErrors], diameter_m: float, run: int = 5) -> bool:

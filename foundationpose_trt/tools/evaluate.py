@@ -15,6 +15,8 @@ from tqdm import tqdm
 
 from ..datatypes import CameraIntrinsics, require
 from ..pose.estimator import PoseEstimator
+from ..pose.mesh import load_mesh
+from ..scenes.bop import BopScene
 from ..scenes.metrics import (
     RECALL_DIAMETER_SHARE,
     PoseErrors,
@@ -25,6 +27,7 @@ from ..scenes.metrics import (
 from ..synthesis.objects import make_object
 from . import report
 from .estimator_options import EstimatorChoice, add_estimator_arguments, chosen_estimator
+from .replay import replay_content, replay_scene
 from .synthetic_trials import (
     FIRST_TRACK_SEED,
     FIRST_VIEW_SEED,
@@ -55,6 +58,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--mask-error', type=int, default=0, metavar='PX',
         help='shift and grow or shrink masks by up to PX pixels (default 0: exact masks)',
     )  # fmt: skip
+    parser.add_argument(
+        '--real', type=Path, nargs='+', default=[], metavar='SCENE',
+        help='BOP scenes to add: objects are registered in a single frame, tracked in a sequence',
+    )  # fmt: skip
     parser.add_argument('--workers', type=int, help='processes; default by the cores')
     parser.add_argument('--json', type=Path, metavar='FILE', help='write all errors and totals')
     parser.add_argument('--plot', type=Path, metavar='FILE', help='write accuracy curves')
@@ -71,6 +78,7 @@ def run(options: argparse.Namespace) -> int:
             setattr(options, name, cuda if on_cuda else cpu)
         require(getattr(options, name) >= 0, f'--{name}: must not be negative')
     trials = _trials(options)
+    real = [BopScene.open(folder) for folder in options.real]  # a wrong path fails at once
     _compile_kernels(choice)
     workers = options.workers or _default_workers(on_cuda, len(trials))
     views, tracks = _run_all(trials, choice, workers)
@@ -81,12 +89,13 @@ def run(options: argparse.Namespace) -> int:
         'schedule': choice.schedule,
         'options': {n: v for n, v in vars(options).items() if isinstance(v, (int, bool))},
         **evaluation_content(views, tracks),
+        'real': {str(scene.folder): _real_totals(scene, choice) for scene in real},
         'seconds': time.perf_counter() - start,
     }
     print_evaluation(content)
     if options.json:
         report.write_json(options.json, content)
-    if options.plot:
+    if options.plot and trials:
         report.save_plot(options.plot, plot_evaluation(views, tracks, choice.weights))
     return 0
 
@@ -103,7 +112,10 @@ def _trials(options: argparse.Namespace) -> list[Trial]:
         ViewTrial(FIRST_VIEW_SEED + k, options.frames_per_object, options.mask_error)
         for k in range(options.objects)
     ]
-    require(len(tracks) + len(views) > 0, '--objects 0 and --tracks 0: nothing to evaluate')
+    require(
+        len(tracks) + len(views) + len(options.real) > 0,
+        '--objects 0, --tracks 0 and no --real: nothing to evaluate',
+    )
     return tracks + views
 
 
@@ -132,6 +144,18 @@ def _run_all(
     tracks = [result for result in ordered if isinstance(result, TrackResult)]
     views = [view for result in ordered if isinstance(result, list) for view in result]
     return views, tracks
+
+
+def _real_totals(scene: BopScene, choice: EstimatorChoice) -> dict[str, Any]:
+    """Return the totals of each object of a BOP scene with models in millimetres."""
+    mode = 'register' if len(scene.frame_ids) == 1 else 'track'
+    totals = {}
+    for object_id in scene.object_ids:
+        mesh = load_mesh(scene.model_path(object_id), 0.001)
+        estimator = PoseEstimator(mesh, choice.networks(), choice.settings())
+        replay = replay_scene(scene, object_id, estimator, mode)
+        totals[f'{mode} {object_id}'] = replay_content(replay, mesh.diameter_m)['totals']
+    return totals
 
 
 def evaluation_content(views: list[ViewResult], tracks: list[TrackResult]) -> dict[str, Any]:
@@ -243,15 +267,18 @@ def print_evaluation(content: dict[str, Any]) -> None:
     groups: dict[str, Any] = {
         k: content[k]['totals'] for k in ('register', 'track') if k in content
     }
-    report.print_totals(f'held-out synthetic objects ({settings})', groups)
-    print(
-        'ADD counts every turn of a symmetric or plain object as an error; ADD(-S) takes ADD-S'
-        ' for the objects found symmetric, ADD for the others.'
-    )
+    if groups:
+        report.print_totals(f'held-out synthetic objects ({settings})', groups)
+        print(
+            'ADD counts every turn of a symmetric or plain object as an error; ADD(-S) takes ADD-S'
+            ' for the objects found symmetric, ADD for the others.'
+        )
     if 'register' in content:
         report.print_totals('registration by visible share', content['register']['by_visibility'])
     if 'track' in content:
         report.print_totals('tracking by motion', content['track']['by_motion'])
+    for folder, totals in content['real'].items():
+        report.print_totals(f'real images, {folder}', totals)
     print(f'{content["seconds"]:.0f} s')
 
 
