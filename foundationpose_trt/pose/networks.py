@@ -22,7 +22,8 @@ def scaled(channels: int, width: float) -> int:
     value = channels * width
     require(
         value == int(value) and int(value) % HEADS == 0 and value > 0,
-        f'network width {width} makes {value} of {channels} channels: choose 1, 0.5, 0.25 or 0.125',
+        f'network width {width} makes {value} of {channels} channels, must be a positive multiple'
+        f' of {HEADS}: choose 1, 0.5, 0.25 or 0.125',
     )
     return int(value)
 
@@ -44,10 +45,10 @@ class ResBlock(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, 1, 1)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1)
-        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv1: nn.Module = nn.Conv2d(channels, channels, 3, 1, 1)
+        self.bn1: nn.Module = nn.BatchNorm2d(channels)
+        self.conv2: nn.Module = nn.Conv2d(channels, channels, 3, 1, 1)
+        self.bn2: nn.Module = nn.BatchNorm2d(channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = torch.relu(self.bn1(self.conv1(x)))
@@ -83,14 +84,18 @@ def stage_ab(width: float) -> nn.Sequential:
     """Stage over both images (N, 256w, 40, 40) -> (N, 512w, 20, 20)."""
     c256, c512 = scaled(256, width), scaled(512, width)
     return nn.Sequential(
-        ResBlock(c256), ResBlock(c256), ConvBNReLU(c256, c512, 3, 2), ResBlock(c512), ResBlock(c512)
+        ResBlock(c256),
+        ResBlock(c256),
+        ConvBNReLU(c256, c512, 3, 2),
+        ResBlock(c512),
+        ResBlock(c512),
     )
 
 
 def tokens_of(
     stages: tuple[nn.Module, nn.Module, nn.Module], rendered: torch.Tensor, observed: torch.Tensor
 ) -> torch.Tensor:
-    """Run the shared trunk: A and B through one encoder, rendered channels first -> (N, 400, d)."""
+    """Run the shared trunk: A and B through one encoder, rendered first -> (N, 400, d)."""
     encode_a, encode_ab, pos_embed = stages
     both = encode_a(torch.cat([rendered, observed]))
     joined = torch.cat(both.chunk(2), dim=1)
@@ -101,7 +106,7 @@ class RefineNet(nn.Module):
     """Pose update between a rendered and an observed crop.
 
     forward(A, B), each (N, 6, 160, 160), returns {'trans': (N, 3) in units of half a diameter,
-    'rot': (N, 3) before tanh}; see estimator.apply_update for their meaning (traps 1 and 2).
+    'rot': (N, 3) before tanh}; see update.apply_update for their meaning (traps 1 and 2).
     """
 
     def __init__(self, width: float = 1.0) -> None:
@@ -160,13 +165,19 @@ class ScoreNet(nn.Module):
 def fold_batch_norm(network: nn.Module) -> None:
     """Merge every BatchNorm into the convolution before it, in place; for inference only.
 
-    The result equals the eval-mode network up to rounding and no longer has the BN keys.
+    The result equals the eval-mode network up to rounding and no longer has the BN keys. A
+    network that is folded already stays as it is.
     """
     for module in list(network.modules()):
         if isinstance(module, ConvBNReLU):
-            module.net[0] = nn.utils.fuse_conv_bn_eval(module.net[0].eval(), module.net[1].eval())
-            module.net[1] = nn.Identity()
+            module.net[0], module.net[1] = _folded(module.net[0], module.net[1])
         elif isinstance(module, ResBlock):
-            module.conv1 = nn.utils.fuse_conv_bn_eval(module.conv1.eval(), module.bn1.eval())
-            module.conv2 = nn.utils.fuse_conv_bn_eval(module.conv2.eval(), module.bn2.eval())
-            module.bn1 = module.bn2 = nn.Identity()
+            module.conv1, module.bn1 = _folded(module.conv1, module.bn1)
+            module.conv2, module.bn2 = _folded(module.conv2, module.bn2)
+
+
+def _folded(conv: nn.Module, norm: nn.Module) -> tuple[nn.Module, nn.Module]:
+    if not isinstance(norm, nn.BatchNorm2d):
+        return conv, norm
+    assert isinstance(conv, nn.Conv2d)
+    return nn.utils.fuse_conv_bn_eval(conv.eval(), norm.eval()), nn.Identity()

@@ -48,8 +48,9 @@ def state_from_onnx(file: Path, network: nn.Module) -> dict[str, torch.Tensor]:
     for node in model.graph.node:
         if node.op_type == 'Conv':
             path = module_path(node.name)
-            for suffix, name in zip(('weight', 'bias'), node.input[1:]):
-                state[f'{path}.{suffix}'] = initializers[name]
+            for suffix, name in zip(('weight', 'bias'), node.input[1:], strict=False):
+                if name in initializers:
+                    state[f'{path}.{suffix}'] = initializers[name]
         elif node.op_type == 'Add':
             state.update(_matrix_before(node, producers, initializers))
     if 'pos_embed.pe' not in state:

@@ -49,12 +49,17 @@ def sha256_of(path: Path) -> str:
 
 
 def save_network(network: nn.Module, path: Path) -> None:
-    """Write a network's floating point state as fp16 safetensors (counters are left out)."""
+    """Write a network's floating point state as fp16 safetensors (counters are left out).
+
+    Raises ValueError for a value that fp16 cannot hold.
+    """
     state = {
         key: value.detach().to('cpu', torch.float16).contiguous()
         for key, value in network.state_dict().items()
         if value.is_floating_point()
     }
+    broken = [key for key, value in state.items() if not value.isfinite().all()]
+    require(not broken, f'{path}: {broken[:4]} hold values that are not finite in fp16')
     save_file(state, path)
 
 
@@ -113,31 +118,39 @@ def load_networks(
         fold_batch_norm(network)
         network.requires_grad_(False).to(target, PRECISIONS[precision])
         if target.type == 'cuda':
-            network.to(memory_format=torch.channels_last)
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return PoseNetworks(refiner, scorer, folder.name, target, PRECISIONS[precision])
 
 
 def _load_own(folder: Path) -> tuple[RefineNet, ScoreNet]:
-    path = folder / MANIFEST
-    try:
-        networks = json.loads(path.read_text())['networks']
-        entries = [networks[kind] for kind in ('refiner', 'scorer')]
-    except (json.JSONDecodeError, KeyError) as error:
-        raise ValueError(f'{path}: not a manifest of a refiner and a scorer ({error})') from error
-    built: list[nn.Module] = []
-    for entry, make in zip(entries, (RefineNet, ScoreNet)):
+    entries = _manifest_entries(folder / MANIFEST)
+    refiner, scorer = RefineNet(entries[0]['width']).eval(), ScoreNet(entries[1]['width']).eval()
+    for network, entry in ((refiner, entries[0]), (scorer, entries[1])):
         file = folder / entry['file']
-        require(file.exists(), f'{file} is missing, though {path} lists it: copy the whole set')
+        require(file.exists(), f'{file} is missing, though the {MANIFEST} beside it lists it')
         actual = sha256_of(file)
         require(
             actual == entry['sha256'],
-            f'{file}: sha256 is {actual}, {path} says {entry["sha256"]}: the file was changed or'
-            ' cut short; restore it or export the set again',
+            f'{file}: sha256 is {actual}, its {MANIFEST} says {entry["sha256"]}: the file was'
+            ' changed or cut short; restore it or export the set again',
         )
-        network = make(entry['width']).eval()
         load_state(network, load_file(file), file)
-        built.append(network)
-    return built[0], built[1]  # type: ignore[return-value]
+    return refiner, scorer
+
+
+def _manifest_entries(path: Path) -> list[dict[str, Any]]:
+    """Return the entries of refiner and scorer; raises ValueError unless both are complete."""
+    try:
+        networks = json.loads(path.read_text())['networks']
+        return [
+            {key: networks[kind][key] for key in ('file', 'sha256', 'width')}
+            for kind in ('refiner', 'scorer')
+        ]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f'{path}: not a manifest with file, sha256 and width of a refiner and a scorer'
+            f' ({type(error).__name__}: {error}); restore it or export the set again'
+        ) from error
 
 
 def _load_official(folder: Path) -> tuple[RefineNet, ScoreNet]:
@@ -145,24 +158,43 @@ def _load_official(folder: Path) -> tuple[RefineNet, ScoreNet]:
         files = [folder / name for name in names]
         if all(file.exists() for file in files):
             refiner, scorer = RefineNet(1.0).eval(), ScoreNet(1.0).eval()
-            for network, file in zip((refiner, scorer), files):
-                _load_official_file(network, file)
+            _load_official_file(refiner, files[0])
+            _load_official_file(scorer, files[1])
             return refiner, scorer
     layouts = '; '.join(' + '.join(names) for names in OFFICIAL_LAYOUTS)
     raise ValueError(f'{folder} holds no {MANIFEST} and no official set ({layouts})')
 
 
-def _load_official_file(network: nn.Module, file: Path) -> None:
+def _load_official_file(network: RefineNet | ScoreNet, file: Path) -> None:
     if file.suffix == '.onnx':
         fold_batch_norm(network)  # the published ONNX files have it folded as well
         load_state(network, state_from_onnx(file, network), file)
         return
-    state = torch.load(file, map_location='cpu', weights_only=True)
-    load_state(network, state.get('model', state), file, strict_counters=True)
+    load_state(network, _read_checkpoint(file), file, strict_counters=True)
+
+
+def _read_checkpoint(file: Path) -> Mapping[str, torch.Tensor]:
+    """Return the state_dict of an official .pth: the file itself or its key `model`."""
+    try:
+        content = torch.load(file, map_location='cpu', weights_only=True)
+    except Exception as error:  # torch raises pickle's, zipfile's and its own types
+        raise ValueError(
+            f'{file} is not a checkpoint of tensors alone, or is cut short: download it again'
+            f' ({type(error).__name__}: {str(error).splitlines()[0]})'
+        ) from error
+    state = content.get('model', content) if isinstance(content, Mapping) else content
+    require(
+        isinstance(state, Mapping) and all(isinstance(v, torch.Tensor) for v in state.values()),
+        f'{file} holds no state_dict: expected tensors by name, or such a dict under "model"',
+    )
+    return state
 
 
 def load_state(
-    network: nn.Module, state: Mapping[str, torch.Tensor], file: Path, strict_counters: bool = False
+    network: nn.Module,
+    state: Mapping[str, torch.Tensor],
+    file: Path,
+    strict_counters: bool = False,
 ) -> None:
     """Load a state_dict strictly; raises ValueError listing what does not fit.
 
