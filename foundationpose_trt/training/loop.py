@@ -41,13 +41,13 @@ class WeightAverage:
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
         self._decay = decay
-        self._steps = 0
+        self.steps = 0
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
         """Fold the current weights in; the decay grows with the steps so that the start fades."""
-        self._steps += 1
-        decay = min(self._decay, self._steps / (self._steps + 10))
+        self.steps += 1
+        decay = min(self._decay, self.steps / (self.steps + 10))
         ours = [t for t in self.network.state_dict().values() if t.is_floating_point()]
         theirs = [t for t in network.state_dict().values() if t.is_floating_point()]
         torch._foreach_lerp_(ours, theirs, 1 - decay)
@@ -69,6 +69,7 @@ class Trainer:
         )
         self.step_count = 0
         self.trained_seconds = 0.0
+        self.resumed = False
         folder.mkdir(parents=True, exist_ok=True)
 
     def rate(self, progress: float) -> float:
@@ -110,6 +111,7 @@ class Trainer:
 
         Raises FileNotFoundError, or RuntimeError on another width.
         """
+        self.resumed = True
         device = next(self.network.parameters()).device
         if path.suffix == '.safetensors':
             weights = {key: value.float() for key, value in load_file(path).items()}
@@ -120,7 +122,7 @@ class Trainer:
         self.network.load_state_dict(state['network'])
         self.average.network.load_state_dict(state['average'])
         self.optimizer.load_state_dict(state['optimizer'])
-        self.step_count = state['steps']
+        self.step_count = self.average.steps = state['steps']
         self.trained_seconds = state['trained_seconds']
 
 

@@ -12,13 +12,13 @@ from ..synthesis.sensor import uniform
 
 def random_turns(count: int, limits_rad: torch.Tensor, g: torch.Generator) -> torch.Tensor:
     """Rotations (N, 3, 3) about random axes by angles uniform in 0..limit."""
-    axes = torch.nn.functional.normalize(torch.randn(count, 3, generator=g, device=g.device), dim=1)
+    axes = torch.nn.functional.normalize(
+        torch.randn(count, 3, generator=g, device=g.device), dim=1
+    )
     return exp_so3(axes * (uniform((count,), 0, 1, g) * limits_rad)[:, None])
 
 
-def moved(
-    poses: torch.Tensor, turns: torch.Tensor, shifts_m: torch.Tensor
-) -> torch.Tensor:
+def moved(poses: torch.Tensor, turns: torch.Tensor, shifts_m: torch.Tensor) -> torch.Tensor:
     """Turn (N, 4, 4) poses about their own centre in the camera frame and shift them."""
     out = poses.clone()
     out[:, :3, :3] = turns @ poses[:, :3, :3]
@@ -56,7 +56,9 @@ def spread(
     share = (torch.arange(times, device=poses.device) / times).repeat(n)
     degrees = torch.where(share < 0.125, 2.5, torch.where(share < 0.375, 15.0, 6.0))
     reach = torch.where(share < 0.125, 0.02, torch.where(share < 0.375, 0.1, 0.06))
-    shifts = uniform((n * times, 3), -1, 1, g) * (reach * radius_m.repeat_interleave(times))[:, None]
+    shifts = (
+        uniform((n * times, 3), -1, 1, g) * (reach * radius_m.repeat_interleave(times))[:, None]
+    )
     out = moved(base, random_turns(n * times, torch.deg2rad(degrees), g), shifts)
     flips = _half_turns(n * times, g)
     out[:, :3, :3] = torch.where(

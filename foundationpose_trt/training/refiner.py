@@ -80,7 +80,7 @@ class RefinerStep:
 
     def _difficulty(self, progress: float) -> float:
         """Grow from 0.2 to 1; a resumed network starts at 1."""
-        if self._trainer.trained_seconds > 0:
+        if self._trainer.resumed:
             return 1.0
         return min(1.0, 0.2 + 0.8 * progress / EASY_SHARE)
 
@@ -143,9 +143,12 @@ def train_refiner(
     torch.manual_seed(settings.seed)
     network = RefineNet(settings.width)
     for head in (network.trans_head, network.rot_head):
-        torch.nn.init.normal_(head[1].weight, std=1e-3)  # start at "no update"
-        torch.nn.init.zeros_(head[1].bias)
-    network = network.to(world.bank.device, memory_format=torch.channels_last)
+        last = head[1]
+        assert isinstance(last, torch.nn.Linear)
+        torch.nn.init.normal_(last.weight, std=1e-3)  # start at "no update"
+        torch.nn.init.zeros_(last.bias)
+    network.to(world.bank.device)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     trainer = Trainer(network, settings, folder)
     if resume is not None:
         trainer.load(resume)

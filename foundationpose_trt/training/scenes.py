@@ -268,23 +268,24 @@ class CropWriter:
         self.observed = torch.empty(crops, 6, 160, 160, device=device)
 
     def write(self, scenes: SceneBatch, poses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (A, B), each (N * L, 6, 160, 160) float32, the writer's own buffers."""
+        """Return (A, B), each (N * L, 6, 160, 160) float32, views of the writer's buffers."""
         times = len(poses) // len(scenes.mesh)
+        rendered, observed = self.rendered[: len(poses)], self.observed[: len(poses)]
         mesh = scenes.mesh.repeat_interleave(times)
         camera = scenes.camera.repeat_interleave(times, 0)
         translations = poses[:, :3, 3].contiguous()
         diameters = self.world.diameters[mesh.long()]
         windows = crop_windows(translations, camera, diameters, self.spec.ratio)
         texture = scenes.texture.repeat_interleave(times)[:, None]
-        self._raster.draw(mesh[:, None], poses[:, None], rendered_intrinsics(windows, camera), texture)
-        self._raster.write_network_input(
-            self.rendered, 2 / self.world.diameters, self.spec.near_m
+        self._raster.draw(
+            mesh[:, None], poses[:, None], rendered_intrinsics(windows, camera), texture
         )
+        self._raster.write_network_input(rendered, 2 / self.world.diameters, self.spec.near_m)
         grid = self._patch_grid(scenes, windows, times)
         geometry = CropGeometry(windows, grid, translations, 2 / diameters)
         spec = CropSpec(self.spec.ratio, self.spec.near_m, two_step=False)
-        write_observed_input(self.observed, scenes.images, geometry, spec)
-        return self.rendered, self.observed
+        write_observed_input(observed, scenes.images, geometry, spec)
+        return rendered, observed
 
     @staticmethod
     def _patch_grid(scenes: SceneBatch, windows: torch.Tensor, times: int) -> torch.Tensor:

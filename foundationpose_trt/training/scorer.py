@@ -36,9 +36,7 @@ def pose_errors(world: TrainingWorld, scenes: SceneBatch, poses: torch.Tensor) -
     return distance / world.diameters[mesh][:, None]
 
 
-def ranking_loss(
-    logits: torch.Tensor, errors: torch.Tensor, weight: torch.Tensor
-) -> torch.Tensor:
+def ranking_loss(logits: torch.Tensor, errors: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """RankNet over (N, L) logits and errors; weight (N,) per scene."""
     gap = (errors[:, None, :] - errors[:, :, None]).clamp(0, SATURATION) / SATURATION
     margin = logits[:, :, None] - logits[:, None, :]  # [i, j] must be large where j is worse
@@ -74,6 +72,7 @@ class ScorerStep:
             errors = pose_errors(self._world, scenes, poses)
             rendered, observed = self._score_writer.write(scenes, poses)
         network = self._trainer.network
+        assert isinstance(network, ScoreNet)
         device_type = poses.device.type
         with torch.autocast(device_type, torch.bfloat16, enabled=device_type == 'cuda'):
             features = self._extract(rendered, observed)
@@ -93,7 +92,11 @@ class ScorerStep:
 
 @torch.inference_mode()
 def validate_scorer(
-    network: ScoreNet, refiner: RefineNet, world: TrainingWorld, scenes_count: int, seed: int = 54321
+    network: ScoreNet,
+    refiner: RefineNet,
+    world: TrainingWorld,
+    scenes_count: int,
+    seed: int = 54321,
 ) -> dict[str, float]:
     """Error (in diameters) of the best-ranked of 64 refined hypotheses, and of the true best."""
     g = torch.Generator(world.bank.device).manual_seed(seed)
@@ -127,12 +130,14 @@ def train_scorer(
     """Run one stretch against a trained refiner; returns the trainer."""
     torch.manual_seed(settings.seed)
     device = world.bank.device
-    network = ScoreNet(settings.width).to(device, memory_format=torch.channels_last)
+    network = ScoreNet(settings.width).to(device)
+    frozen = refiner.to(device).eval().requires_grad_(False)
+    for module in (network, frozen):
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     trainer = Trainer(network, settings, folder)
     if resume is not None:
         trainer.load(resume)
     extract = torch.compile(network.extract) if settings.compile else network.extract
-    frozen = refiner.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
     fold_batch_norm(frozen)
     run_refiner = torch.compile(frozen) if settings.compile else frozen
     run_stretch(trainer, 'scorer', ScorerStep(trainer, world, extract, run_refiner))

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 
 from ..pose.mesh import ObjectMesh
-from ..synthesis.objects import make_objects
+from ..synthesis.objects import HELD_OUT_FROM_SEED, make_objects
 from ..synthesis.textures import make_background_texture
 from .scenes import TrainingWorld
 
-HELD_OUT_SEED = 1_000_000  # objects from here on are never trained on
+HELD_OUT_SEED = HELD_OUT_FROM_SEED  # objects from here on are never trained on
 PLANE_SIDES_M = (0.7, 1.5, 3.0)
 PLANE_CELLS = 24  # small cells, since a triangle that reaches behind the camera is not drawn
 
@@ -27,7 +27,7 @@ def square(side_m: float, repeats: float) -> ObjectMesh:
         name=f'square_{side_m}m',
         vertices=vertices.astype(np.float32),
         faces=np.concatenate([lower, upper]).astype(np.int32),
-        normals=np.tile(np.float32([0, 0, -1]), (len(vertices), 1)),
+        normals=np.tile(np.array([0, 0, -1], np.float32), (len(vertices), 1)),
         colors=np.full((len(vertices), 3), 0.5, np.float32),
         uv=np.stack([u, v], 1).astype(np.float32) * repeats,
         texture=None,
