@@ -286,3 +286,18 @@ def test_symmetry_is_told_from_shape_and_from_colour():
     colors = np.stack([x > 0, y > 0, z > 0, np.ones_like(x)], axis=1)
     painted.visual.vertex_colors = np.uint8(255 * colors)
     assert not is_symmetric(build_mesh('painted', painted, MeshLimits()))
+
+
+@pytest.mark.gpu
+def test_cuda_renders_what_the_cpu_renders(objects):
+    scene = compose_views(objects[0], objects[1:], 3, np.random.default_rng(2), SMALL)
+    on_cpu, on_cuda = (
+        list(TabletopRenderer(scene, device, batch=2).images(0, SensorNoise.none()))
+        for device in ('cpu', 'cuda')
+    )
+    for a, b in zip(on_cpu, on_cuda, strict=True):
+        assert (a.mask != b.mask).mean() < 1e-3
+        assert (np.abs(a.frame.depth_m - b.frame.depth_m) > 1e-4).mean() < 1e-3
+        assert (np.abs(a.frame.rgb.astype(int) - b.frame.rgb) > 2).mean() < 5e-3
+    noisy = next(iter(TabletopRenderer(scene, 'cuda').images(0)))
+    assert (noisy.frame.depth_m != on_cuda[0].frame.depth_m).any()
