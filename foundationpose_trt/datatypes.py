@@ -9,7 +9,7 @@ import numpy as np
 
 
 class Outcome(str, Enum):
-    """Named result of one registration, tracking step or frame; anything but OK carries no pose."""
+    """Named result of a registration, tracking step or frame; anything but OK carries no pose."""
 
     OK = 'OK'
     NO_MASK = 'NO_MASK'  # the tracker searches and this frame came without a mask
@@ -52,8 +52,8 @@ class CameraIntrinsics:
             require(np.isfinite(value), f'camera intrinsics: {name} is {value}, must be finite')
         require(
             self.fx > 0 and self.fy > 0,
-            f'camera intrinsics: focal lengths are fx={self.fx}, fy={self.fy} px, must be positive;'
-            ' is the camera calibrated (camera_info.k all zero means it is not)?',
+            f'camera intrinsics: focal lengths are fx={self.fx}, fy={self.fy} px, must be'
+            ' positive; is the camera calibrated (camera_info.k all zero means it is not)?',
         )
         require(
             self.width > 0 and self.height > 0,
@@ -64,9 +64,7 @@ class CameraIntrinsics:
     def from_matrix(cls, matrix: np.ndarray, width: int, height: int) -> CameraIntrinsics:
         """Take fx, fy, cx, cy from a 3x3 matrix K (skew is refused)."""
         k = np.asarray(matrix, dtype=np.float64).reshape(3, 3)
-        require(
-            abs(k[0, 1]) < 1e-6, f'camera matrix has skew {k[0, 1]}: rectify the image first'
-        )
+        require(abs(k[0, 1]) < 1e-6, f'camera matrix has skew {k[0, 1]}: rectify the image first')
         return cls(k[0, 0], k[1, 1], k[0, 2], k[1, 2], int(width), int(height))
 
     def matrix(self) -> np.ndarray:

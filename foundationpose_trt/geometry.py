@@ -53,7 +53,8 @@ def rotation_angle(rotation_a: torch.Tensor, rotation_b: torch.Tensor) -> torch.
 
 
 def random_rotations(count: int, generator: torch.Generator) -> torch.Tensor:
-    """Uniform rotations (N, 3, 3) float32 on the generator's device (normalised Gaussian quaternions)."""
+    """Uniform rotations (N, 3, 3) float32 on the generator's device."""
+    # The direction of a four-dimensional Gaussian is a uniform unit quaternion.
     q = torch.randn(count, 4, generator=generator, device=generator.device)
     w, x, y, z = torch.nn.functional.normalize(q, dim=-1).unbind(-1)
     rows = [

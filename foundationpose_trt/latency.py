@@ -43,7 +43,7 @@ class StageTimes:
 
     def last_ms(self, stage: str) -> float:
         """Return the newest sample of a stage; raises IndexError when there is none."""
-        return self._samples_ms[stage][-1]
+        return self._samples_ms.get(stage, [])[-1]
 
     def summary(self) -> dict[str, dict[str, float]]:
         """Return {stage: {p50, p95, max}} in milliseconds."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import warp as wp
 
+from ..datatypes import require
 from .raster_kernels import bounded
 from .warp_launch import as_warp, launch
 
@@ -183,7 +184,8 @@ class ObservedImages:
     """What the camera saw, on the device.
 
     rgb: (I, H, W, 3) uint8 (0..255) or float32 (0..1); depth_m: (I, H, W) float32, 0 = invalid;
-    intrinsics: (I, 4) float32 fx, fy, cx, cy. The crop count must be a multiple of I: crop n looks at image n * I // N.
+    intrinsics: (I, 4) float32 fx, fy, cx, cy. The crop count N must be a multiple of I: crop n
+    looks at image n * I // N.
     """
 
     rgb: torch.Tensor
@@ -205,7 +207,15 @@ class CropGeometry:
 def write_observed_input(
     out: torch.Tensor, images: ObservedImages, crops: CropGeometry, spec: CropSpec
 ) -> None:
-    """Write B into out (N, 6, 160, 160), fp32 or fp16, any strides; asynchronous."""
+    """Write B into out (N, 6, 160, 160), fp32 or fp16, any strides; asynchronous.
+
+    Raises ValueError for a crop count that the images do not divide and for other crop sizes.
+    """
+    require(
+        len(out) % len(images.rgb) == 0 and out.shape[1:] == (6, CROP_PX, CROP_PX),
+        f'out is {tuple(out.shape)} for {len(images.rgb)} images, must be'
+        f' (a multiple of them, 6, {CROP_PX}, {CROP_PX})',
+    )
     observation = Observation()
     observation.depth = as_warp(images.depth_m)
     observation.intrinsics = as_warp(images.intrinsics, wp.vec4)

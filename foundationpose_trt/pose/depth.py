@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import warp as wp
 
+from ..datatypes import require
 from .warp_launch import as_warp, launch
 
 RADIUS_PX = wp.constant(2)  # 5x5 window, foundationpose.md §3.3
@@ -119,8 +120,13 @@ class DepthFilter:
     def __call__(self, depth_m: torch.Tensor, region: torch.Tensor | None = None) -> torch.Tensor:
         """Filter; region (I, 4) int32 inclusive x_first, y_first, x_last, y_last, default all.
 
-        The returned tensor is the filter's buffer, valid until the next call.
+        The returned tensor is the filter's buffer, valid until the next call. Raises ValueError
+        when the depth is not of the size given on construction.
         """
+        require(
+            depth_m.shape == self._smooth.shape,
+            f'depth is {tuple(depth_m.shape)}, this filter is for {tuple(self._smooth.shape)}',
+        )
         region = self.whole if region is None else region
         outer = self._grown(region)
         shape, device = tuple(depth_m.shape), depth_m.device

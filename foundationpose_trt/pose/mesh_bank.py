@@ -40,7 +40,7 @@ class MeshBank:
 
     def _upload_geometry(self, meshes: Sequence[ObjectMesh]) -> None:
         vertex_start = np.cumsum([0] + [len(m.vertices) for m in meshes])
-        faces = [m.faces + start for m, start in zip(meshes, vertex_start)]
+        faces = [m.faces + start for m, start in zip(meshes, vertex_start[:-1], strict=True)]
         counts = np.array([len(m.faces) for m in meshes])
         uv = [m.uv if m.uv is not None else np.zeros((len(m.vertices), 2)) for m in meshes]
         self.vertices = self._put(np.concatenate([m.vertices for m in meshes]), 'f4', wp.vec3)

@@ -67,7 +67,9 @@ def edge(a: wp.vec2, b: wp.vec2, p: wp.vec2) -> float:
 def clamped_weights(e0: float, e1: float, e2: float, inv_z: wp.vec3) -> wp.vec3:
     """Perspective-correct weights of screen-space edge values, never outside the triangle."""
     w = wp.vec3(wp.max(e0, 0.0) * inv_z[0], wp.max(e1, 0.0) * inv_z[1], wp.max(e2, 0.0) * inv_z[2])
-    return w / (w[0] + w[1] + w[2])
+    # A triangle seen as a line has edge values of rounding noise, all three at most 0 included:
+    # weights and depth are then 0, never NaN, and the caller drops the pixel.
+    return w / wp.max(w[0] + w[1] + w[2], 1.0e-30)
 
 
 @wp.kernel
@@ -125,8 +127,9 @@ def rasterize(
             if ea >= tolerance_a and eb >= tolerance_b and ec >= tolerance_c:
                 w = clamped_weights(ea, eb, ec, inv_z)
                 depth = w[0] * p0[2] + w[1] * p1[2] + w[2] * p2[2]
-                bits = wp.uint64(wp.cast(depth, wp.uint32))  # positive floats order as integers
-                wp.atomic_min(visibility, n, y, x, (bits << wp.uint64(32)) | identity)
+                if depth > 0.0:
+                    bits = wp.uint64(wp.cast(depth, wp.uint32))  # these order as integers do
+                    wp.atomic_min(visibility, n, y, x, (bits << wp.uint64(32)) | identity)
 
 
 @wp.func
@@ -168,10 +171,8 @@ def texel(meshes: Meshes, texture: int, x: int, y: int) -> wp.vec3:
     column = ((x % size[1]) + size[1]) % size[1]
     row = ((y % size[0]) + size[0]) % size[0]
     at = (meshes.texture_start[texture] + row * size[1] + column) * 3
-    return (
-        wp.vec3(float(meshes.texels[at]), float(meshes.texels[at + 1]), float(meshes.texels[at + 2]))
-        / 255.0
-    )
+    red, green, blue = meshes.texels[at], meshes.texels[at + 1], meshes.texels[at + 2]
+    return wp.vec3(float(red), float(green), float(blue)) / 255.0
 
 
 @wp.func
@@ -273,7 +274,7 @@ class Lights:
 
 
 @wp.kernel
-def shade_image(
+def shade_image(  # noqa: PLR0913 (a Warp kernel writes through its parameters)
     meshes: Meshes,
     instances: Instances,
     visibility: wp.array3d(dtype=wp.uint64),

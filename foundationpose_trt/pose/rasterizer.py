@@ -48,6 +48,11 @@ class Rendered:
     facing: torch.Tensor
 
 
+def _require_shape(name: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> None:
+    # A kernel would read or write past the end of a smaller tensor.
+    require(tensor.shape == shape, f'{name} is {tuple(tensor.shape)}, must be {shape}')
+
+
 class Rasterizer:
     """Draws up to `slots` mesh instances into each of `images` rasters of one size.
 
@@ -63,12 +68,14 @@ class Rasterizer:
         self.bank = bank
         self.device = bank.device
         self.slots = slots
-        self._visibility = torch.empty(images, height, width, dtype=torch.int64, device=self.device)
+        self._visibility = torch.empty(
+            images, height, width, dtype=torch.int64, device=self.device
+        )
         self._images = 0
         self._held: tuple[torch.Tensor, ...] = ()
         self._image_buffers: tuple[torch.Tensor, ...] | None = None
         self._meshes = kernels.Meshes()
-        for name in kernels.Meshes.vars:
+        for name in kernels.Meshes.vars:  # type: ignore[attr-defined]  # wp.struct adds it
             setattr(self._meshes, name, getattr(bank, name))
         self._instances = kernels.Instances()
 
@@ -83,12 +90,17 @@ class Rasterizer:
 
         mesh_index: (n, slots) int32, -1 = empty slot; camera_from_centered: (n, slots, 4, 4)
         float32; intrinsics: (n, 4) float32 fx, fy, cx, cy in pixels of this raster;
-        texture_index: (n, slots) int32, default the meshes' own. n <= images.
+        texture_index: (n, slots) int32, default the meshes' own. Raises ValueError for n > images
+        and for other shapes.
         """
         n = len(mesh_index)
         require(n <= len(self._visibility), f'{n} views, room for {len(self._visibility)}')
+        _require_shape('mesh_index', mesh_index, (n, self.slots))
+        _require_shape('camera_from_centered', camera_from_centered, (n, self.slots, 4, 4))
+        _require_shape('intrinsics', intrinsics, (n, 4))
         if texture_index is None:
             texture_index = self.bank.default_texture_device[mesh_index.clamp_min(0).long()]
+        _require_shape('texture_index', texture_index, (n, self.slots))
         held = (
             mesh_index.to(torch.int32).reshape(-1).contiguous(),
             texture_index.to(torch.int32).reshape(-1).contiguous(),
@@ -119,6 +131,7 @@ class Rasterizer:
         channel, all three where z < near_m (foundationpose.md §2.1).
         """
         visibility = self._visibility[: self._images]
+        _require_shape('out', out, (len(visibility), 6, *visibility.shape[1:]))
         launch(
             kernels.shade_network_input,
             tuple(visibility.shape),

@@ -14,7 +14,6 @@ from typing import TypeVar
 import torch
 import torch.nn.functional as nnf
 
-
 Limits = TypeVar('Limits', 'ColorNoise', 'DepthNoise')
 
 
