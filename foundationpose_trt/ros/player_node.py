@@ -89,8 +89,9 @@ class PlayerNode(Node):
             raise TimeoutError(f'waited {waited_s:.0f} s for {self._missing()}')
         return False
 
-    def close(self) -> None:
+    def close(self) -> bool:
         """Nothing runs in the background."""
+        return True
 
     def _on_state(self, message: String) -> None:
         self._state = message.data

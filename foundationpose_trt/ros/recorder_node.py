@@ -68,9 +68,10 @@ class RecorderNode(Node):
             and time.monotonic() - self._finished_s >= self.parameters.drain_s
         )
 
-    def close(self) -> None:
+    def close(self) -> bool:
         """Close the file."""
         self._file.close()
+        return True
 
     def _record(self, kind: type, topic: str, qos: QoSProfile) -> None:
         def write(message: Any) -> None:

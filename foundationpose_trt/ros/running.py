@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, Protocol
@@ -26,8 +28,11 @@ class RunnableNode(Protocol):
     def finished(self) -> bool:
         """Tell whether the work is done; raises what a thread of the node raised."""
 
-    def close(self) -> None:
-        """Stop threads, publish nothing afterwards; may be called twice."""
+    def close(self) -> bool:
+        """Stop threads, publish nothing afterwards; may be called twice.
+
+        Returns False when a thread still runs.
+        """
 
     def get_logger(self) -> Any:
         """Return the node's logger."""
@@ -44,26 +49,33 @@ def run_node(
     0: finished or stopped by a signal; 1: a failure while running; 2: bad parameters or files.
     Signals only set a flag, so that nothing publishes into a context that is already gone.
     """
+    stop = StopRequest()
     use_shared_memory_profile()
     rclpy.init(
         args=list(arguments) if arguments is not None else None,
         signal_handler_options=SignalHandlerOptions.NO,
     )
-    try:
-        return _make_and_spin(name, make_node)
-    finally:
-        rclpy.try_shutdown()
-
-
-def _make_and_spin(name: str, make_node: Callable[[], RunnableNode]) -> int:
-    stop = StopRequest()
+    status, all_ended = BAD_INPUT, True
     try:
         node = make_node()
     except (ValueError, OSError) as error:
         get_logger(name).fatal(f'cannot start: {error}')
-        return BAD_INPUT
+    else:
+        status, all_ended = _spin(node, stop)
+    rclpy.try_shutdown()
+    if not all_ended:
+        # Python would tear down under a thread that is inside torch, which aborts the process
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
+
+
+def _spin(node: RunnableNode, stop: StopRequest) -> tuple[int, bool]:
+    """Spin to the end; return the exit status and whether all threads ended."""
     executor = SingleThreadedExecutor()
     executor.add_node(node)
+    status = 0
     try:
         while not stop.requested and not node.finished():
             executor.spin_once(timeout_sec=SPIN_TIMEOUT_S)
@@ -73,12 +85,11 @@ def _make_and_spin(name: str, make_node: Callable[[], RunnableNode]) -> int:
         pass  # somebody in this process called rclpy.shutdown: an end like any other
     except (WorkerFailed, TimeoutError) as error:
         node.get_logger().fatal(str(error))
-        return FAILED
-    finally:
-        node.close()
-        executor.shutdown(timeout_sec=1.0)
-        node.destroy_node()
-    return 0
+        status = FAILED
+    all_ended = node.close()
+    executor.shutdown(timeout_sec=1.0)
+    node.destroy_node()
+    return status, all_ended
 
 
 class StopRequest:

@@ -93,13 +93,15 @@ class TrackerNode(Node):
         self._worker.raise_failure()
         return False
 
-    def close(self) -> None:
-        """Stop the worker and say what happened to the frames."""
+    def close(self) -> bool:
+        """Stop the worker, say what happened to the frames; False when a frame still runs."""
         if self._worker.stopping:
-            return
-        if not self._worker.stop():
+            return self._worker.stop(timeout_s=0.0)
+        ended = self._worker.stop()
+        if not ended:
             self.get_logger().warning('ending in the middle of a frame')
         self.get_logger().info(f'frames by outcome: {dict(self.outcomes)}, dropped {self.dropped}')
+        return ended
 
     # Callbacks of the executor's thread.
 

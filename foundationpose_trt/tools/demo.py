@@ -7,6 +7,7 @@ import importlib.util
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -85,9 +86,13 @@ def play_and_judge(options: argparse.Namespace, scenario: Scenario) -> dict[str,
     """Run the processes and write the results; raises DemoFailed when there are none."""
     recording = Recording()
     path = options.output / 'recording.jsonl'
-    with running_nodes(options.output / 'logs') as nodes:
-        start(nodes, scenario, path)
-        follow(nodes, scenario, path, recording)
+    try:
+        with running_nodes(options.output / 'logs') as nodes:
+            start(nodes, scenario, path)
+            follow(nodes, scenario, path, recording)
+    except DemoFailed as error:
+        outcomes = dict(Counter(recording.data('outcome')))
+        raise DemoFailed(f'{error}\nframes by outcome: {outcomes or "none processed"}') from error
     return write_results(options, scenario, recording)
 
 
