@@ -64,6 +64,11 @@ class EstimatorSettings:
             f'depth range {self.min_depth_m}..{self.max_depth_m} m: min must be below max',
         )
         require(self.chunk >= 1, f'chunk is {self.chunk}, must be at least 1')
+        for symmetry in self.symmetries:
+            require(
+                is_rotation(symmetry),
+                f'symmetry {symmetry} is no rotation matrix: give nine numbers, row by row',
+            )
 
 
 class PoseEstimator:
@@ -167,8 +172,10 @@ class PoseEstimator:
         observed = uploader.upload(frame, None, None)
         depth = uploader.filtered_depth(observed)
         images = ObservedImages(observed.rgb, depth[None], observed.intrinsics)
-        centered = torch.from_numpy(camera_from_object @ self.mesh.object_from_centered)
-        poses = centered.float().to(self.device)
+        centered = torch.from_numpy(camera_from_object @ self.mesh.object_from_centered).float()
+        if self.device.type == 'cuda':
+            centered = centered.pin_memory()  # from pageable memory the copy would wait
+        poses = centered.to(self.device, non_blocking=True)
         return uploader.download(self._score(poses, images, frame.depth_m.shape))
 
     def _uploader_for(self, size: tuple[int, ...]) -> Uploader:
@@ -239,12 +246,22 @@ class PoseEstimator:
             return PoseEstimate(Outcome.NOT_FINITE)
         if not self._in_range(float(camera_from_centered[2, 3])):
             return PoseEstimate(Outcome.OUT_OF_RANGE)
-        pose = orthonormal(camera_from_centered.astype(np.float64)) @ self.mesh.centered_from_object
+        pose = (
+            orthonormal(camera_from_centered.astype(np.float64)) @ self.mesh.centered_from_object
+        )
         quality = PoseQuality(*(int(count) for count in evidence))
         return PoseEstimate(Outcome.OK, pose, quality=quality)
 
     def _in_range(self, depth_m: float) -> bool:
         return self.settings.min_depth_m <= depth_m <= self.settings.max_depth_m
+
+
+def is_rotation(numbers: tuple[float, ...]) -> bool:
+    """Whether the numbers are a 3x3 rotation matrix, row by row."""
+    if len(numbers) != 9:
+        return False
+    matrix = np.array(numbers, np.float64).reshape(3, 3)
+    return np.allclose(matrix @ matrix.T, np.eye(3), atol=1e-4) and np.linalg.det(matrix) > 0
 
 
 def mask_box(mask: np.ndarray) -> np.ndarray | None:

@@ -51,7 +51,8 @@ class TrackerSettings:
     score_margin: float = 2.0
 
     def __post_init__(self) -> None:
-        for name in ('min_agreement', 'min_visible', 'register_min_agreement'):
+        shares = ('min_agreement', 'min_visible')
+        for name in (*shares, *(f'register_{share}' for share in shares)):
             value = getattr(self, name)
             require(0 <= value <= 1, f'{name} is {value}, must be a share between 0 and 1')
         require(self.lost_after >= 1, f'lost_after is {self.lost_after}, must be at least 1')
@@ -143,17 +144,22 @@ class ObjectTracker:
         return estimate
 
     def _checked_by_scorer(self, frame: Frame, estimate: PoseEstimate) -> PoseEstimate:
-        """Every score_interval frames: the pose must not lose to a turned copy of itself."""
+        """Every score_interval frames: the pose must not lose to a turned copy of itself.
+
+        A pose that lost is compared again on every frame, so that losing ends the track.
+        """
         pose = estimate.camera_from_object
         if self.settings.score_interval == 0 or pose is None:
             return estimate
         self._since_score += 1
         if self._since_score < self.settings.score_interval:
             return estimate
-        self._since_score = 0
         scores = self.estimator.score(frame, np.stack([pose, *turned_copies(pose)]))
+        if not np.isfinite(scores).all():
+            return PoseEstimate(Outcome.NOT_FINITE, quality=estimate.quality)
         if scores[1:].max() > scores[0] + self.settings.score_margin:
             return PoseEstimate(Outcome.LOW_QUALITY, quality=estimate.quality)
+        self._since_score = 0
         return estimate
 
 
