@@ -180,7 +180,7 @@ def _read_checkpoint(file: Path) -> Mapping[str, torch.Tensor]:
     except Exception as error:  # torch raises pickle's, zipfile's and its own types
         raise ValueError(
             f'{file} is not a checkpoint of tensors alone, or is cut short: download it again'
-            f' ({type(error).__name__}: {str(error).splitlines()[0]})'
+            f' ({type(error).__name__}: {str(error)[:100]})'
         ) from error
     state = content.get('model', content) if isinstance(content, Mapping) else content
     require(
