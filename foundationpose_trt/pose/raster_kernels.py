@@ -11,7 +11,10 @@ from typing import Any
 import warp as wp
 
 NEAR_M = wp.constant(0.001)  # near plane of the reference projection, foundationpose.md §4
-EDGE_TOLERANCE_PX = wp.constant(1.0e-3)  # closes cracks between triangles that share no vertex
+# Widens triangles by what rounding can move their edges, relative to the largest coordinate: 16
+# float32 roundings. Closes cracks, also where triangles meet without sharing a vertex.
+EDGE_ROUNDING = wp.constant(1.0e-6)
+LEAST_WEIGHT = wp.constant(-1.0)
 EMPTY = wp.constant(wp.uint64(0xFFFFFFFFFFFFFFFF))
 
 
@@ -64,11 +67,9 @@ def edge(a: wp.vec2, b: wp.vec2, p: wp.vec2) -> float:
 
 
 @wp.func
-def clamped_weights(e0: float, e1: float, e2: float, inv_z: wp.vec3) -> wp.vec3:
-    """Perspective-correct weights of screen-space edge values, never outside the triangle."""
-    w = wp.vec3(wp.max(e0, 0.0) * inv_z[0], wp.max(e1, 0.0) * inv_z[1], wp.max(e2, 0.0) * inv_z[2])
-    # A triangle seen as a line has edge values of rounding noise, all three at most 0 included:
-    # weights and depth are then 0, never NaN, and the caller drops the pixel.
+def perspective_weights(e0: float, e1: float, e2: float, inv_z: wp.vec3) -> wp.vec3:
+    """Barycentric weights in space of screen-space edge values; sum to 1 unless degenerate."""
+    w = wp.vec3(e0 * inv_z[0], e1 * inv_z[1], e2 * inv_z[2])
     return w / wp.max(w[0] + w[1] + w[2], 1.0e-30)
 
 
@@ -92,42 +93,50 @@ def rasterize(
     p0 = wp.transform_point(pose, meshes.vertices[face[0]])
     p1 = wp.transform_point(pose, meshes.vertices[face[1]])
     p2 = wp.transform_point(pose, meshes.vertices[face[2]])
-    if wp.min(p0[2], wp.min(p1[2], p2[2])) < NEAR_M:
+    nearest = wp.min(p0[2], wp.min(p1[2], p2[2]))
+    farthest = wp.max(p0[2], wp.max(p1[2], p2[2]))
+    if nearest < NEAR_M:
         return
     a = to_pixel(p0, k)
     b = to_pixel(p1, k)
     c = to_pixel(p2, k)
     height = visibility.shape[1]
     width = visibility.shape[2]
-    low_x = wp.min(a[0], wp.min(b[0], c[0])) - EDGE_TOLERANCE_PX
-    low_y = wp.min(a[1], wp.min(b[1], c[1])) - EDGE_TOLERANCE_PX
-    high_x = wp.max(a[0], wp.max(b[0], c[0])) + EDGE_TOLERANCE_PX
-    high_y = wp.max(a[1], wp.max(b[1], c[1])) + EDGE_TOLERANCE_PX
-    if high_x < 0.0 or high_y < 0.0 or low_x > float(width - 1) or low_y > float(height - 1):
+    low = wp.min(a, wp.min(b, c))
+    high = wp.max(a, wp.max(b, c))
+    reach = wp.vec2(wp.max(-low[0], high[0]), wp.max(-low[1], high[1]))
+    largest = wp.max(wp.max(reach[0], reach[1]), wp.max(wp.abs(k[2]), wp.abs(k[3])))
+    tolerance = EDGE_ROUNDING * largest
+    low = low - wp.vec2(tolerance, tolerance)
+    high = high + wp.vec2(tolerance, tolerance)
+    if high[0] < 0.0 or high[1] < 0.0 or low[0] > float(width - 1) or low[1] > float(height - 1):
         return
     area = edge(a, b, c)
     if area == 0.0:
         return
     sign = wp.sign(area)
-    tolerance_a = -EDGE_TOLERANCE_PX * wp.length(c - b)
-    tolerance_b = -EDGE_TOLERANCE_PX * wp.length(a - c)
-    tolerance_c = -EDGE_TOLERANCE_PX * wp.length(b - a)
+    least_a = -tolerance * wp.length(c - b)
+    least_b = -tolerance * wp.length(a - c)
+    least_c = -tolerance * wp.length(b - a)
     inv_z = wp.vec3(1.0 / p0[2], 1.0 / p1[2], 1.0 / p2[2])
     identity = (wp.uint64(i - n * instances.slots) << wp.uint64(24)) | wp.uint64(f)
-    x_first = int(wp.ceil(wp.max(low_x, 0.0)))
-    x_last = int(wp.floor(wp.min(high_x, float(width - 1))))
-    y_first = int(wp.ceil(wp.max(low_y, 0.0)))
-    y_last = int(wp.floor(wp.min(high_y, float(height - 1))))
+    x_first = int(wp.ceil(wp.max(low[0], 0.0)))
+    x_last = int(wp.floor(wp.min(high[0], float(width - 1))))
+    y_first = int(wp.ceil(wp.max(low[1], 0.0)))
+    y_last = int(wp.floor(wp.min(high[1], float(height - 1))))
     for y in range(y_first, y_last + 1):
         for x in range(x_first, x_last + 1):
             p = wp.vec2(float(x), float(y))
             ea = edge(b, c, p) * sign
             eb = edge(c, a, p) * sign
             ec = edge(a, b, p) * sign
-            if ea >= tolerance_a and eb >= tolerance_b and ec >= tolerance_c:
-                w = clamped_weights(ea, eb, ec, inv_z)
-                depth = w[0] * p0[2] + w[1] * p1[2] + w[2] * p2[2]
-                if depth > 0.0:
+            if ea >= least_a and eb >= least_b and ec >= least_c:
+                w = perspective_weights(ea, eb, ec, inv_z)
+                # Triangles thinner than the tolerance cover nothing outside themselves: their
+                # weights there are rounding noise, up to all three at most 0.
+                if wp.min(w) > LEAST_WEIGHT and wp.max(w) > 0.0:
+                    depth = w[0] * p0[2] + w[1] * p1[2] + w[2] * p2[2]
+                    depth = wp.clamp(depth, nearest, farthest)
                     bits = wp.uint64(wp.cast(depth, wp.uint32))  # these order as integers do
                     wp.atomic_min(visibility, n, y, x, (bits << wp.uint64(32)) | identity)
 
@@ -152,8 +161,11 @@ def fragment_at(
     inv_z = wp.vec3(1.0 / p0[2], 1.0 / p1[2], 1.0 / p2[2])
     ea = edge(b, c, pixel) * sign
     eb = edge(c, a, pixel) * sign
-    w = clamped_weights(ea, eb, edge(a, b, pixel) * sign, inv_z)
-    depth = w[0] * p0[2] + w[1] * p1[2] + w[2] * p2[2]
+    w = perspective_weights(ea, eb, edge(a, b, pixel) * sign, inv_z)
+    # The compiler may round here otherwise than in rasterize: bounded again.
+    for corner in range(3):
+        w[corner] = wp.clamp(w[corner], LEAST_WEIGHT, 1.0 - 2.0 * LEAST_WEIGHT)
+    depth = wp.cast(wp.uint32(packed >> wp.uint64(32)), wp.float32)
     ray = wp.vec3((pixel[0] - k[2]) / k[0], (pixel[1] - k[3]) / k[1], 1.0)
     out = Fragment()
     out.instance = i
