@@ -209,6 +209,15 @@ def test_a_lost_object_is_told_by_state_and_outcome(make_rig):
     rig.until(lambda: rig.stamps() == [START_NS, START_NS + 66 * MS])
 
 
+def test_inputs_are_newest_only_best_effort_unless_the_user_says_otherwise(make_rig):
+    rig = make_rig(**{'qos_overrides./depth.subscription.reliability': 'reliable'})
+    inputs = ('/image', '/depth', '/segmentation', '/camera_info')
+    profiles = {s.topic_name: s.qos_profile for s in rig.node.subscriptions}
+    assert {profiles[topic].depth for topic in inputs} == {1}
+    assert profiles['/image'].reliability.name == 'BEST_EFFORT'
+    assert profiles['/depth'].reliability.name == 'RELIABLE'
+
+
 def parameters(tmp_path, **changes):
     mesh = tmp_path / 'cube.obj'
     corners = [f'v {x} {y} {z}' for x in (0, 80) for y in (0, 80) for z in (0, 80)]

@@ -34,7 +34,6 @@ from foundationpose_trt.ros.worker import NewestWorker
 
 NODE_NAME = 'tracker_node'
 CHECK_PERIOD_S = 1.0
-INPUT_QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 INPUT_QOS_OVERRIDES = (
     QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH, QoSPolicyKind.RELIABILITY,
     QoSPolicyKind.DURABILITY,
@@ -114,7 +113,7 @@ class TrackerNode(Node):
             (Image, 'depth', self._on_depth),
         ):
             subscription = self.create_subscription(
-                kind, topic, callback, INPUT_QOS,
+                kind, topic, callback, input_qos(),
                 qos_overriding_options=QoSOverridingOptions(INPUT_QOS_OVERRIDES),
             )  # fmt: skip
             self._image_topics[topic] = subscription.topic_name
@@ -255,6 +254,11 @@ class TrackerNode(Node):
         self.outcomes[outcome] += 1
         self._outputs.publish_outcome(outcome)
         self._outputs.publish_latency('dropped', self.dropped)
+
+
+def input_qos() -> QoSProfile:
+    """Return best effort, newest only; one object per topic, as overrides are written into it."""
+    return QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 
 
 def _stamp_ns(message: Image) -> int:
