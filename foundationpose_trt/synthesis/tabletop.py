@@ -285,7 +285,7 @@ def _rest(
     mesh: ObjectMesh, place_m: np.ndarray, rng: np.random.Generator, any_pose: bool
 ) -> np.ndarray:
     if any_pose and rng.random() < 0.6:
-        rotation = Rotation.random(random_state=rng).as_matrix()
+        rotation = Rotation.from_quat(rng.normal(size=4)).as_matrix()
     else:
         normals, shares = furniture.resting_sides(mesh)
         turn = Rotation.from_rotvec([0, 0, rng.uniform(0, 2 * np.pi)]).as_matrix()
@@ -375,7 +375,7 @@ def _in_front(
     near = rng.uniform(0.55, 0.7)
     target, occluder = stage.meshes[0], stage.meshes[stage.occluder_slot]
     pose = np.eye(4)
-    pose[:3, :3] = Rotation.random(random_state=rng).as_matrix()
+    pose[:3, :3] = Rotation.from_quat(rng.normal(size=4)).as_matrix()
     side = rng.choice([-1, 1])  # from below or from above
     height = near * side * (target.vertices @ camera_from_target[1, :3])
     edge = height.max() - settings.occluder_cover * np.ptp(height)

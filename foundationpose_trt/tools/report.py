@@ -152,4 +152,4 @@ def draw_series(
         numbers = [math.nan if value is None else value for value in values]
         axis.plot(frame_ids, numbers, marker='.', markersize=3, linewidth=1, label=name)
     axis.set(xlabel='frame', ylim=(0, None))
-    axis.legend(loc='upper left', frameon=False)
+    axis.legend(loc='best', frameon=False)
