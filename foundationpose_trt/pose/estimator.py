@@ -35,17 +35,22 @@ FULL_SCHEDULE = (RegisterStage(5, 252),)
 # For slow devices: most hypotheses betray themselves after one refinement.
 PRUNED_SCHEDULE = (RegisterStage(1, 48), RegisterStage(2, 12), RegisterStage(2, 12))
 
+CPU_CHUNK = 16
+
 
 @dataclass(frozen=True)
 class EstimatorSettings:
-    """Choices of one estimator. Depths in metres; chunk = crops per network call."""
+    """Choices of one estimator. Depths in metres; chunk = crops per network call.
+
+    chunk 0 takes all at once on CUDA and 16 on a CPU, where larger batches leave the cache.
+    """
 
     schedule: tuple[RegisterStage, ...] = FULL_SCHEDULE
     track_iterations: int = 2
     min_depth_m: float = 0.1
     max_depth_m: float = 10.0
     min_mask_depth_px: int = 4  # foundationpose.md §3.4
-    chunk: int = 252
+    chunk: int = 0
     symmetries: tuple[tuple[float, ...], ...] = ()  # row-major 3x3 rotations besides identity
 
     def __post_init__(self) -> None:
@@ -63,7 +68,7 @@ class EstimatorSettings:
             0 <= self.min_depth_m < self.max_depth_m,
             f'depth range {self.min_depth_m}..{self.max_depth_m} m: min must be below max',
         )
-        require(self.chunk >= 1, f'chunk is {self.chunk}, must be at least 1')
+        require(self.chunk >= 0, f'chunk is {self.chunk}, must be 0 (by device) or more')
         for symmetry in self.symmetries:
             require(
                 is_rotation(symmetry),
@@ -92,7 +97,8 @@ class PoseEstimator:
         rotations = rotation_grid(symmetries)
         self._rotations = torch.from_numpy(rotations).float().to(self.device)
         self._radius_m = torch.tensor([mesh.diameter_m / 2], device=self.device)
-        chunk = min(self.settings.chunk, len(rotations))
+        by_device = CPU_CHUNK if self.device.type == 'cpu' else len(rotations)
+        chunk = min(self.settings.chunk or by_device, len(rotations))
         self._views = ViewWriter(mesh, chunk, networks.dtype, self.device)
         self._uploader: Uploader | None = None
 

@@ -12,6 +12,7 @@ import torch
 
 from foundationpose_trt.datatypes import CameraIntrinsics
 from foundationpose_trt.pose.estimator import (
+    FULL_SCHEDULE,
     PRUNED_SCHEDULE,
     EstimatorSettings,
     PoseEstimator,
@@ -75,7 +76,7 @@ def estimator_settings(parameters: TrackerParameters, device: str) -> EstimatorS
     pruned = parameters.register_schedule == 'pruned' or (
         parameters.register_schedule == 'auto' and device == 'cpu'
     )
-    full = (RegisterStage(parameters.refine_iterations, EstimatorSettings().chunk),)
+    full = (RegisterStage(parameters.refine_iterations, FULL_SCHEDULE[0].keep),)
     return EstimatorSettings(
         schedule=PRUNED_SCHEDULE if pruned else full,
         track_iterations=parameters.track_refine_iterations,
