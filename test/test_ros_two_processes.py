@@ -37,9 +37,9 @@ pytestmark = [
     pytest.mark.ros,
     pytest.mark.skipif(not WEIGHTS.exists(), reason=f'{WEIGHTS} is not there: train first'),
 ]
-FRAMES, RATE_HZ = 60, 25.0
+FRAMES, RATE_HZ = 50, 25.0
 MISSING, DELAYED = 7, 11  # every so manieth depth image never comes, or two frames late
-TIMEOUT_S = 150.0
+TIMEOUT_S = 240.0
 QOS = QoSProfile(depth=100)
 
 
@@ -107,6 +107,7 @@ def scene(tmp_path_factory):
     parser = argparse.ArgumentParser()
     make_scene.add_arguments(parser)
     words = [str(folder), '--frames', str(FRAMES), '--width', '320', '--height', '240']
+    words += ['--speed', '0.5']
     assert make_scene.run(parser.parse_args(words)) == 0
     return folder
 
@@ -157,7 +158,7 @@ def run(scene, tmp_path_factory):
 
 def test_every_pose_has_the_stamp_of_an_image_that_had_its_depth_in_time(run):
     stamps = [stamp_ns(pose.header.stamp) for pose in run.poses]
-    assert len(stamps) >= 10, run.log
+    assert len(stamps) >= 8, run.log
     assert stamps == sorted(set(stamps)) and set(stamps) <= set(run.intact)
     assert {pose.header.frame_id for pose in run.poses} == {'camera_color_optical_frame'}
 

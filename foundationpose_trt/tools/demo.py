@@ -27,7 +27,7 @@ HELP = 'play a rendered scene over ROS 2, register and track its object, report 
 FAILED = 1
 NODES = ('recorder_node', 'tracker_node', 'player_node')
 POLL_S = 0.2
-START_TIMEOUT_S = 150.0  # imports, warm-up and registration on two busy cores
+START_TIMEOUT_S = 240.0  # imports, warm-up and registration on two busy cores
 STALL_TIMEOUT_S = 30.0  # while playing, something arrives many times a second
 
 
