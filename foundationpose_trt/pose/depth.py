@@ -65,6 +65,7 @@ def smooth(
 ):
     """Gaussian mean of the neighbours within 1 cm of the window's mean; fills small holes."""
     n, y, x = wp.tid()
+    out[n, y, x] = 0.0
     if outside(region, n, y, x):
         return
     count = float(0.0)
@@ -79,7 +80,6 @@ def smooth(
             if is_valid(value):
                 count += 1.0
                 total += value
-    out[n, y, x] = 0.0
     if count == 0.0:
         return
     mean = total / count
@@ -106,8 +106,7 @@ def spatial_weights() -> torch.Tensor:
 class DepthFilter:
     """Erosion then bilateral smoothing of (I, H, W) float32 metres; owns its two buffers.
 
-    Only the region of each image is computed; outside of it the result is undefined from an
-    earlier call, so readers must stay inside (`whole` covers everything).
+    Only the region of each image is computed; outside of it the result is 0, no depth.
     """
 
     def __init__(self, images: int, height: int, width: int, device: torch.device) -> None:

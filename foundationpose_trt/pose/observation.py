@@ -77,7 +77,7 @@ class Uploader:
     def filtered_depth(
         self, observed: Observed, region: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Filtered depth (H, W), defined inside the region (default: the whole image)."""
+        """Filtered depth (H, W), 0 outside the region (default: the whole image)."""
         return self._filter(observed.depth_m, region)[0]
 
     def download(self, values: torch.Tensor) -> np.ndarray:
