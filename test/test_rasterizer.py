@@ -342,6 +342,18 @@ def test_identities_keep_their_highest_slot_and_face():
     np.testing.assert_allclose(seen.color[0][clear], marks[face][clear] * 1.3, atol=1e-5)
 
 
+@on_devices
+def test_a_pose_that_is_not_finite_draws_nothing(device):
+    poses = np.stack([pose()] * 14)
+    for k, value in enumerate((np.nan, np.inf)):
+        for row in range(3):
+            poses[1 + 6 * k + 2 * row, row, 3] = value
+            poses[2 + 6 * k + 2 * row, row, 1] = value
+    seen = render([box()], poses, device=device)
+    assert (seen.slot[[0, 13]] == 0).any(axis=(1, 2)).all()
+    assert (seen.slot[1:13] == -1).all()
+
+
 # --- wrong calls ---------------------------------------------------------------------------------
 def test_more_slots_than_the_identity_holds_are_refused():
     with pytest.raises(ValueError, match='slots is 256, must be 1..255'):

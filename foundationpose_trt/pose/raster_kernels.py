@@ -56,9 +56,33 @@ class Fragment:
     facing: float  # |cosine| between the face normal and the viewing ray
 
 
+@wp.struct
+class Triangle:
+    """One face of one instance in the camera frame (metres) and in the raster (pixels)."""
+
+    p0: wp.vec3
+    p1: wp.vec3
+    p2: wp.vec3
+    a: wp.vec2
+    b: wp.vec2
+    c: wp.vec2
+
+
 @wp.func
 def to_pixel(point: wp.vec3, k: wp.vec4) -> wp.vec2:
     return wp.vec2(k[0] * point[0] / point[2] + k[2], k[1] * point[1] / point[2] + k[3])
+
+
+@wp.func
+def project(vertices: wp.array(dtype=wp.vec3), face: wp.vec3i, pose: wp.mat44, k: wp.vec4):
+    t = Triangle()
+    t.p0 = wp.transform_point(pose, vertices[face[0]])
+    t.p1 = wp.transform_point(pose, vertices[face[1]])
+    t.p2 = wp.transform_point(pose, vertices[face[2]])
+    t.a = to_pixel(t.p0, k)
+    t.b = to_pixel(t.p1, k)
+    t.c = to_pixel(t.p2, k)
+    return t
 
 
 @wp.func
@@ -67,10 +91,24 @@ def edge(a: wp.vec2, b: wp.vec2, p: wp.vec2) -> float:
 
 
 @wp.func
-def perspective_weights(e0: float, e1: float, e2: float, inv_z: wp.vec3) -> wp.vec3:
+def edges(t: Triangle, p: wp.vec2) -> wp.vec3:
+    """Distance of a pixel to each side times its length, positive inside."""
+    sign = wp.sign(edge(t.a, t.b, t.c))
+    return wp.vec3(edge(t.b, t.c, p), edge(t.c, t.a, p), edge(t.a, t.b, p)) * sign
+
+
+@wp.func
+def perspective_weights(t: Triangle, e: wp.vec3) -> wp.vec3:
     """Barycentric weights in space of screen-space edge values; sum to 1 unless degenerate."""
-    w = wp.vec3(e0 * inv_z[0], e1 * inv_z[1], e2 * inv_z[2])
+    w = wp.vec3(e[0] / t.p0[2], e[1] / t.p1[2], e[2] / t.p2[2])
     return w / wp.max(w[0] + w[1] + w[2], 1.0e-30)
+
+
+@wp.func
+def tolerance_px(low: wp.vec2, high: wp.vec2, k: wp.vec4) -> float:
+    reach_x = wp.max(wp.max(-low[0], high[0]), wp.abs(k[2]))
+    reach_y = wp.max(wp.max(-low[1], high[1]), wp.abs(k[3]))
+    return EDGE_ROUNDING * wp.max(reach_x, reach_y)
 
 
 @wp.kernel
@@ -87,55 +125,36 @@ def rasterize(
     if f >= meshes.face_count[m]:
         return
     n = i // instances.slots
-    face = meshes.faces[meshes.face_start[m] + f]
-    pose = instances.camera_from_centered[i]
     k = instances.intrinsics[n]
-    p0 = wp.transform_point(pose, meshes.vertices[face[0]])
-    p1 = wp.transform_point(pose, meshes.vertices[face[1]])
-    p2 = wp.transform_point(pose, meshes.vertices[face[2]])
-    nearest = wp.min(p0[2], wp.min(p1[2], p2[2]))
-    farthest = wp.max(p0[2], wp.max(p1[2], p2[2]))
-    if nearest < NEAR_M:
+    face = meshes.faces[meshes.face_start[m] + f]
+    t = project(meshes.vertices, face, instances.camera_from_centered[i], k)
+    nearest = wp.min(t.p0[2], wp.min(t.p1[2], t.p2[2]))
+    farthest = wp.max(t.p0[2], wp.max(t.p1[2], t.p2[2]))
+    # also false for NaN, which a network may have put into the pose
+    if not (nearest >= NEAR_M and wp.abs(edge(t.a, t.b, t.c)) > 0.0):
         return
-    a = to_pixel(p0, k)
-    b = to_pixel(p1, k)
-    c = to_pixel(p2, k)
-    height = visibility.shape[1]
-    width = visibility.shape[2]
-    low = wp.min(a, wp.min(b, c))
-    high = wp.max(a, wp.max(b, c))
-    reach = wp.vec2(wp.max(-low[0], high[0]), wp.max(-low[1], high[1]))
-    largest = wp.max(wp.max(reach[0], reach[1]), wp.max(wp.abs(k[2]), wp.abs(k[3])))
-    tolerance = EDGE_ROUNDING * largest
-    low = low - wp.vec2(tolerance, tolerance)
-    high = high + wp.vec2(tolerance, tolerance)
-    if high[0] < 0.0 or high[1] < 0.0 or low[0] > float(width - 1) or low[1] > float(height - 1):
-        return
-    area = edge(a, b, c)
-    if area == 0.0:
-        return
-    sign = wp.sign(area)
-    least_a = -tolerance * wp.length(c - b)
-    least_b = -tolerance * wp.length(a - c)
-    least_c = -tolerance * wp.length(b - a)
-    inv_z = wp.vec3(1.0 / p0[2], 1.0 / p1[2], 1.0 / p2[2])
+    low = wp.min(t.a, wp.min(t.b, t.c))
+    high = wp.max(t.a, wp.max(t.b, t.c))
+    tolerance = tolerance_px(low, high, k)
+    x_end = float(visibility.shape[2] - 1)
+    y_end = float(visibility.shape[1] - 1)
+    # bounds are clamped as floats: integers overflow far outside the raster
+    x_first = int(wp.ceil(wp.clamp(low[0] - tolerance, 0.0, x_end + 1.0)))
+    x_last = int(wp.floor(wp.clamp(high[0] + tolerance, -1.0, x_end)))
+    y_first = int(wp.ceil(wp.clamp(low[1] - tolerance, 0.0, y_end + 1.0)))
+    y_last = int(wp.floor(wp.clamp(high[1] + tolerance, -1.0, y_end)))
+    lengths = wp.vec3(wp.length(t.c - t.b), wp.length(t.a - t.c), wp.length(t.b - t.a))
+    least = lengths * -tolerance
     identity = (wp.uint64(i - n * instances.slots) << wp.uint64(24)) | wp.uint64(f)
-    x_first = int(wp.ceil(wp.max(low[0], 0.0)))
-    x_last = int(wp.floor(wp.min(high[0], float(width - 1))))
-    y_first = int(wp.ceil(wp.max(low[1], 0.0)))
-    y_last = int(wp.floor(wp.min(high[1], float(height - 1))))
     for y in range(y_first, y_last + 1):
         for x in range(x_first, x_last + 1):
-            p = wp.vec2(float(x), float(y))
-            ea = edge(b, c, p) * sign
-            eb = edge(c, a, p) * sign
-            ec = edge(a, b, p) * sign
-            if ea >= least_a and eb >= least_b and ec >= least_c:
-                w = perspective_weights(ea, eb, ec, inv_z)
+            e = edges(t, wp.vec2(float(x), float(y)))
+            if e[0] >= least[0] and e[1] >= least[1] and e[2] >= least[2]:
+                w = perspective_weights(t, e)
                 # Triangles thinner than the tolerance cover nothing outside themselves: their
                 # weights there are rounding noise, up to all three at most 0.
                 if wp.min(w) > LEAST_WEIGHT and wp.max(w) > 0.0:
-                    depth = w[0] * p0[2] + w[1] * p1[2] + w[2] * p2[2]
+                    depth = w[0] * t.p0[2] + w[1] * t.p1[2] + w[2] * t.p2[2]
                     depth = wp.clamp(depth, nearest, farthest)
                     bits = wp.uint64(wp.cast(depth, wp.uint32))  # these order as integers do
                     wp.atomic_min(visibility, n, y, x, (bits << wp.uint64(32)) | identity)
@@ -148,20 +167,10 @@ def fragment_at(
     """Rebuild the surface point behind a visibility entry that is not EMPTY."""
     low = int(packed & wp.uint64(0xFFFFFFFF))
     i = n * instances.slots + ((low >> 24) & 0xFF)
-    face = meshes.faces[meshes.face_start[instances.mesh[i]] + (low & 0xFFFFFF)]
-    pose = instances.camera_from_centered[i]
     k = instances.intrinsics[n]
-    p0 = wp.transform_point(pose, meshes.vertices[face[0]])
-    p1 = wp.transform_point(pose, meshes.vertices[face[1]])
-    p2 = wp.transform_point(pose, meshes.vertices[face[2]])
-    a = to_pixel(p0, k)
-    b = to_pixel(p1, k)
-    c = to_pixel(p2, k)
-    sign = wp.sign(edge(a, b, c))
-    inv_z = wp.vec3(1.0 / p0[2], 1.0 / p1[2], 1.0 / p2[2])
-    ea = edge(b, c, pixel) * sign
-    eb = edge(c, a, pixel) * sign
-    w = perspective_weights(ea, eb, edge(a, b, pixel) * sign, inv_z)
+    face = meshes.faces[meshes.face_start[instances.mesh[i]] + (low & 0xFFFFFF)]
+    t = project(meshes.vertices, face, instances.camera_from_centered[i], k)
+    w = perspective_weights(t, edges(t, pixel))
     # The compiler may round here otherwise than in rasterize: bounded again.
     for corner in range(3):
         w[corner] = wp.clamp(w[corner], LEAST_WEIGHT, 1.0 - 2.0 * LEAST_WEIGHT)
@@ -172,7 +181,7 @@ def fragment_at(
     out.face = face
     out.weights = w
     out.point = ray * depth
-    normal = wp.normalize(wp.cross(p1 - p0, p2 - p0))
+    normal = wp.normalize(wp.cross(t.p1 - t.p0, t.p2 - t.p0))
     out.facing = wp.abs(wp.dot(normal, wp.normalize(ray)))
     return out
 
