@@ -92,11 +92,11 @@ def run(options: argparse.Namespace) -> int:
         'real': {str(scene.folder): _real_totals(scene, choice) for scene in real},
         'seconds': time.perf_counter() - start,
     }
-    print_evaluation(content)
     if options.json:
         report.write_json(options.json, content)
     if options.plot and trials:
         report.save_plot(options.plot, plot_evaluation(views, tracks, choice.weights))
+    print_evaluation(content)
     return 0
 
 

@@ -109,13 +109,13 @@ def run(options: argparse.Namespace) -> int:
         'device': choice.device,
         **replay_content(replay, mesh.diameter_m),
     }
-    _print(content, f'{options.scene.name}, object {object_id}: {options.mode}')
     if options.json:
         report.write_json(options.json, content)
     if options.plot:
         report.save_plot(options.plot, _plot(replay, f'{options.scene.name}: {options.mode}'))
     if options.video:
         write_video(options.video, _overlays(scene, replay, mesh), VIDEO_RATE_HZ)
+    _print(content, f'{options.scene.name}, object {object_id}: {options.mode}')
     return 0
 
 
