@@ -78,7 +78,8 @@ class Frame:
 
     rgb: (H, W, 3) uint8, R G B order. depth_m: (H, W) float32, metres along the optical axis,
     0 = invalid (NaN, infinite and negative values are turned into 0 on construction).
-    stamp_ns: the camera's time stamp, untouched. Raises ValueError when shapes disagree.
+    stamp_ns: the camera's time stamp, untouched. Raises ValueError when shapes disagree and for
+    depth in whole numbers, which would be millimetres.
     """
 
     rgb: np.ndarray
@@ -97,6 +98,11 @@ class Frame:
         require(
             self.depth_m.shape == size,
             f'depth is {self.depth_m.shape}, must be {size}: depth must be registered to colour',
+        )
+        require(
+            np.issubdtype(self.depth_m.dtype, np.floating),
+            f'depth is {self.depth_m.dtype}, must be floating-point metres: multiply whole'
+            ' millimetres by 0.001',
         )
         depth = np.asarray(self.depth_m, dtype=np.float32)
         valid = np.isfinite(depth) & (depth > 0)
