@@ -237,7 +237,7 @@ class PoseEstimator:
             return PoseEstimate(Outcome.NO_DEPTH_IN_MASK)
         if not self._in_range(float(center[2])):
             return PoseEstimate(Outcome.OUT_OF_RANGE)
-        if not np.isfinite(scores).all():
+        if not (np.isfinite(scores).all() and np.isfinite(poses).all()):
             return PoseEstimate(Outcome.NOT_FINITE)
         best = self._estimate(poses[0], evidence)
         if best.outcome is not Outcome.OK:
