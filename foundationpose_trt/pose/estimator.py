@@ -103,32 +103,39 @@ class PoseEstimator:
         self._uploader: Uploader | None = None
 
     def warm_up(self, intrinsics: CameraIntrinsics) -> None:
-        """Run the real register and track once on a rendered-size blank frame.
+        """Run the real register and track once on a blank frame of the camera's size.
 
-        Compiles kernels and fills every buffer for this image size.
+        Compiles kernels and fills every buffer. A CPU, where batches come in equal chunks and a
+        whole registration takes seconds, warms up with one chunk of hypotheses.
         """
         size = (intrinsics.height, intrinsics.width)
         depth = np.full(size, self.mesh.diameter_m * 3, np.float32)
         frame = Frame(np.zeros((*size, 3), np.uint8), depth, intrinsics)
         mask = np.zeros(size, bool)
         mask[size[0] // 4 : size[0] // 2, size[1] // 4 : size[1] // 2] = True
-        self.register(frame, mask)
+        on_cpu = self.device.type == 'cpu'
+        self._find(frame, mask, self._rotations[: self._views.capacity if on_cpu else None])
         pose = np.eye(4)
         pose[2, 3] = self.mesh.diameter_m * 3
         self.track(frame, pose)
 
-    @torch.inference_mode()
     def register(self, frame: Frame, mask: np.ndarray) -> PoseEstimate:
         """Find the pose from nothing but the object's mask.
 
         mask: (H, W), non-zero = object; raises ValueError on another size. Outcomes: OK,
         EMPTY_MASK, NO_DEPTH_IN_MASK, OUT_OF_RANGE, NOT_FINITE.
         """
-        size = frame.depth_m.shape
         require(
-            mask.shape == size,
-            f'mask is {mask.shape}, the image {size}: publish the mask at the image size',
+            mask.shape == frame.depth_m.shape,
+            f'mask is {mask.shape}, the image {frame.depth_m.shape}: publish the mask at the image'
+            ' size',
         )
+        return self._find(frame, mask, self._rotations)
+
+    @torch.inference_mode()
+    def _find(self, frame: Frame, mask: np.ndarray, rotations: torch.Tensor) -> PoseEstimate:
+        """Register from the given start rotations (N, 3, 3)."""
+        size = frame.depth_m.shape
         box = mask_box(mask)
         if box is None:
             return PoseEstimate(Outcome.EMPTY_MASK)
@@ -138,8 +145,8 @@ class PoseEstimator:
         center, count = initial_translation(
             depth, observed.mask, observed.box, observed.intrinsics[0]
         )
-        poses = torch.eye(4, device=self.device).repeat(len(self._rotations), 1, 1)
-        poses[:, :3, :3] = self._rotations
+        poses = torch.eye(4, device=self.device).repeat(len(rotations), 1, 1)
+        poses[:, :3, :3] = rotations
         poses[:, :3, 3] = center
         images = ObservedImages(observed.rgb, depth[None], observed.intrinsics)
         ranked, scores = self._run_schedule(poses, images, size)
