@@ -24,7 +24,7 @@ class ColorNoise:
     gain: float = 0.3  # exposure, 1 +- gain
     tint: float = 0.12  # white balance per channel
     gamma: float = 0.3  # exponent exp(+-gamma)
-    saturation: float = 0.5  # down to 1 - saturation
+    saturation: float = 0.5  # down to 1 - saturation, up to 1 + 0.4 saturation
     bias: float = 0.06
     white: float = 0.03  # standard deviation of pixel noise
     blur: float = 1.0  # mix with the 3x3 mean, twice
@@ -45,7 +45,8 @@ class DepthNoise:
     grazing: float = 0.3  # below this |cos| the surface returns nothing
     patches: float = 0.25  # share of the image lost in patches
     dropout: float = 0.05  # share of single pixels lost
-    edge_m: float = 0.02  # a jump that makes holes and flying pixels
+    edges: float = 0.6  # share of pixels at jumps that fail, as holes or flying pixels
+    edge_m: float = 0.02  # what counts as a jump
     shift_px: int = 2  # misalignment to colour
 
     def scaled(self, factor: float) -> DepthNoise:
@@ -107,7 +108,7 @@ def degrade_color(
         return uniform((n, channels, 1, 1), low, high, g)
 
     grey = images.mean(1, keepdim=True)
-    images = grey + (images - grey) * draw(1 - limits.saturation, 1.2)
+    images = grey + (images - grey) * draw(1 - limits.saturation, 1 + 0.4 * limits.saturation)
     images = images.clamp(0, 1) ** draw(-limits.gamma, limits.gamma).exp()
     images = images * draw(1 - limits.gain, 1 + limits.gain)
     images = images * draw(1 - limits.tint, 1 + limits.tint, 3)
@@ -127,7 +128,7 @@ def _edge_errors(depth: torch.Tensor, limits: DepthNoise, g: torch.Generator) ->
     high = nnf.max_pool2d(padded, 3, 1)[:, 0]
     low = -nnf.max_pool2d(-padded, 3, 1)[:, 0]
     chance = torch.rand(depth.shape, generator=g, device=g.device)
-    strength = uniform((len(depth), 1, 1), 0, 0.6, g)
+    strength = uniform((len(depth), 1, 1), 0, limits.edges, g)
     at_edge = ((high - low) > limits.edge_m) & (chance < strength)
     flying = low + (high - low) * torch.rand(depth.shape, generator=g, device=g.device)
     kept = (chance < strength * 0.4) & (low > 0)
@@ -145,7 +146,7 @@ def _noise(depth: torch.Tensor, limits: DepthNoise, g: torch.Generator) -> torch
     out = depth * (1 + uniform((n, 1, 1), -limits.offset, limits.offset, g))
     out = out + squared * sigma * (white * share + smooth * (1 - share))
     step = (squared * uniform((n, 1, 1), 0, 1, g) ** 2 * limits.quantum).clamp_min(1e-4)
-    return (out / step).round() * step
+    return ((out / step).round() * step).clamp_min(0)
 
 
 def _holes(
@@ -158,7 +159,7 @@ def _holes(
     )
     share = uniform((n, 1, 1), 0, 1, g) ** 3 * limits.patches
     # the quantile of a standard normal that leaves `share` of it above
-    threshold = torch.erfinv((1 - 2 * share).clamp(-0.9999, 0.9999)) * 2**0.5
+    threshold = torch.erfinv(1 - 2 * share) * 2**0.5
     lost |= _patches(n, (depth.shape[1], depth.shape[2]), 10, g) > threshold
     if facing is not None:
         lost |= facing < uniform((n, 1, 1), 0, 1, g) ** 2 * limits.grazing
