@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..datatypes import require
 from ..pose.networks import RefineNet, ScoreNet
 from ..pose.weights import write_manifest
 from ..training.loop import Trainer, TrainSettings
@@ -45,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Train one stretch, validate on held-out objects, export fp16 safetensors and manifest."""
+    _check(options)
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision('high')
     device = torch.device(options.device)
@@ -64,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
     if options.network == 'refiner':
         trainer = train_refiner(world, settings, options.out, options.resume)
     else:
-        refiner = _averaged_refiner(options.refiner, options.width, device)
+        refiner = _averaged_refiner(options.refiner, device)
         trainer = train_scorer(world, settings, options.out, options.resume, refiner)
     metrics = _validate(trainer, held_out, options)
     print(json.dumps(metrics, indent=2))
@@ -74,9 +76,23 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _averaged_refiner(path: Path | None, width: float, device: torch.device) -> RefineNet:
-    if path is None:
-        raise ValueError('training the scorer needs --refiner: the refiner .checkpoint.pt to rank')
+def _check(options: argparse.Namespace) -> None:
+    """Refuse before minutes of making objects what would fail after them."""
+    require(
+        0 < options.objects <= HELD_OUT_SEED,
+        f'--objects is {options.objects}, must be 1..{HELD_OUT_SEED}: later seeds are held out',
+    )
+    require(options.backgrounds > 0, f'--backgrounds is {options.backgrounds}, must be positive')
+    require(
+        options.network == 'refiner' or options.refiner is not None,
+        'training the scorer needs --refiner: the refiner .checkpoint.pt whose results it ranks',
+    )
+    for name in ('resume', 'refiner'):
+        path = getattr(options, name)
+        require(path is None or path.is_file(), f'--{name} {path}: there is no such file')
+
+
+def _averaged_refiner(path: Path, device: torch.device) -> RefineNet:
     state = torch.load(path, map_location=device, weights_only=True)
     network = RefineNet(state['settings']['width']).to(device)
     network.load_state_dict(state['average'])
@@ -91,7 +107,7 @@ def _validate(
         return validate_refiner(network, held_out, options.validation_batches, options.batch)
     assert isinstance(network, ScoreNet)
     device = next(network.parameters()).device
-    refiner = _averaged_refiner(options.refiner, options.width, device).eval()
+    refiner = _averaged_refiner(options.refiner, device).eval()
     return validate_scorer(network, refiner, held_out, options.validation_batches * 8)
 
 

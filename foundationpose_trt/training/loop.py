@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 from tqdm import tqdm
 
+from ..datatypes import require
 from ..pose.weights import save_network
 
 
@@ -33,6 +34,11 @@ class TrainSettings:
     checkpoint_seconds: float = 60.0
     seed: int = 0
     compile: bool = True
+
+    def __post_init__(self) -> None:
+        require(self.batch >= 4, f'batch is {self.batch}, must be at least 4 crops')
+        require(self.seconds >= 0, f'seconds is {self.seconds}, must not be negative')
+        require(self.warmup_steps >= 1, f'warmup_steps is {self.warmup_steps}, must be positive')
 
 
 class WeightAverage:
