@@ -29,6 +29,7 @@ from foundationpose_trt.pose.tracker import ObjectTracker, TrackerSettings
 from foundationpose_trt.pose.views import ViewWriter
 from foundationpose_trt.pose.weights import load_networks, save_network, write_manifest
 from foundationpose_trt.synthesis.objects import make_object
+from foundationpose_trt.tools import cli
 
 pytestmark = pytest.mark.gpu
 DEVICE = 'cuda'
@@ -255,3 +256,17 @@ def test_the_frame_may_change_as_soon_as_a_call_returns(weights):
         np.testing.assert_allclose(
             estimator.track(frame, truth).camera_from_object, expected, atol=1e-6
         )
+
+
+def test_the_train_command_makes_a_set_that_loads(tmp_path, capsys):
+    """Both networks, a few steps each, compiled as in a real stretch."""
+    out = str(tmp_path / 'set')
+    arguments = ['--objects', '8', '--backgrounds', '2', '--seconds', '5', '--width', '0.125']
+    arguments += ['--batch', '64', '--validation-batches', '1', '--out', out, '--device', DEVICE]
+    assert cli.main(['train', 'refiner', *arguments]) == 0
+    checkpoint = f'{out}/refiner.checkpoint.pt'
+    assert cli.main(['train', 'scorer', *arguments, '--refiner', checkpoint]) == 0
+    networks = load_networks(out, DEVICE, 'fp16')
+    estimator = PoseEstimator(ellipsoid(), networks)
+    assert estimator.register(*frame_of(pose_of(3))).outcome is not Outcome.NOT_FINITE
+    capsys.readouterr()
