@@ -259,10 +259,11 @@ def test_the_frame_may_change_as_soon_as_a_call_returns(weights):
 
 
 def test_the_train_command_makes_a_set_that_loads(tmp_path, capsys):
-    """Both networks, a few steps each, compiled as in a real stretch."""
+    """Both networks, a few seconds each."""
     out = str(tmp_path / 'set')
     arguments = ['--objects', '8', '--backgrounds', '2', '--seconds', '5', '--width', '0.125']
     arguments += ['--batch', '64', '--validation-batches', '1', '--out', out, '--device', DEVICE]
+    arguments += ['--no-compile']
     assert cli.main(['train', 'refiner', *arguments]) == 0
     checkpoint = f'{out}/refiner.checkpoint.pt'
     assert cli.main(['train', 'scorer', *arguments, '--refiner', checkpoint]) == 0
