@@ -42,7 +42,7 @@ def rotation_grid(symmetries: np.ndarray | None = None) -> np.ndarray:
     """camera_from_object rotations (N, 3, 3) float64 to start from; N = 252 without symmetry.
 
     symmetries: (S, 3, 3) rotations that map the object onto itself, identity included. A pose is
-    dropped when it lies within 30 degrees of a kept one under some symmetry.
+    dropped when it lies less than 30 degrees from a kept one under some symmetry.
     """
     steps = np.deg2rad(np.arange(0.0, 360.0, IN_PLANE_STEP_DEG))
     grid = np.stack(
@@ -54,7 +54,9 @@ def rotation_grid(symmetries: np.ndarray | None = None) -> np.ndarray:
 
 def _cluster(rotations: np.ndarray, symmetries: np.ndarray) -> list[int]:
     """Greedy choice in order; the cosine of the angle decides."""
-    limit = 1 + 2 * np.cos(np.deg2rad(CLUSTER_ANGLE_DEG))  # trace of a 30 degree rotation
+    # The trace of a 30 degree rotation. Grid and quarter turns make angles of exactly 30, which
+    # the reference keeps ("below 30 is dropped"): rounding must not decide on them.
+    limit = 1 + 2 * np.cos(np.deg2rad(CLUSTER_ANGLE_DEG)) + 1e-6
     kept: list[int] = []
     for index, rotation in enumerate(rotations):
         equivalents = rotation @ symmetries
