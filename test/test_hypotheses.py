@@ -108,6 +108,8 @@ SYMMETRIES = {
     'z continuous': (turns('z', 5), 20),
     'z continuous and flip': (products(turns('z', 5), turns('x', 180)), 10),
     'y continuous': (turns('y', 5), 38),
+    # not published: the turns of a pole's view come to 29.5 and 30.5 degrees of each other
+    'z 30.5': (turns('z', 30.5)[[0, 1]], None),
 }
 
 
@@ -115,7 +117,7 @@ SYMMETRIES = {
 def test_symmetries_leave_the_published_number_of_hypotheses(name):
     symmetries, count = SYMMETRIES[name]
     kept = rotation_grid(symmetries)
-    assert len(kept) == count
+    assert count is None or len(kept) == count
     # kept ones differ by 30 degrees under every symmetry, dropped ones do not
     for k in range(1, len(kept)):
         for symmetry in symmetries:

@@ -171,15 +171,16 @@ def test_inverted_winding_gives_the_same_surface(device):
 
 
 # --- no holes ------------------------------------------------------------------------------------
-def assert_no_holes(vertices: np.ndarray, faces: np.ndarray, poses: np.ndarray, device: str):
-    seen = render([mesh(vertices, faces)], poses, device=device)
+def assert_no_holes(vertices: np.ndarray, faces: np.ndarray, poses: np.ndarray, **how):
+    tolerance = how.pop('tolerance', DEPTH_M / 2)
+    seen = render([mesh(vertices, faces)], poses, **how)
     for k, at in enumerate(poses):
         outline = in_hull(vertices, at)
         assert (outline < -EDGE_PX).sum() > 300
         assert (seen.slot[k][outline < -EDGE_PX] == 0).all()
         inner = outline < -EDGE_PX
         expected = plane_depth(at, rays())[inner]
-        np.testing.assert_allclose(seen.depth_m[k][inner], expected, atol=DEPTH_M / 2)
+        np.testing.assert_allclose(seen.depth_m[k][inner], expected, atol=tolerance)
 
 
 def tilted_poses(count: int, seed: int) -> np.ndarray:
@@ -198,7 +199,7 @@ def test_finely_divided_plane_has_no_holes(device):
     rng = np.random.default_rng(3)
     inner = rng.uniform(-0.12, 0.12, (2, 60))
     lines = np.sort(np.concatenate([inner, np.tile([-0.12, 0.12], (2, 1))], axis=1))
-    assert_no_holes(*sheet(*lines), tilted_poses(25, 4), device)
+    assert_no_holes(*sheet(*lines), tilted_poses(25, 4), device=device)
 
 
 def t_junctions() -> tuple[np.ndarray, np.ndarray]:
@@ -212,7 +213,7 @@ def t_junctions() -> tuple[np.ndarray, np.ndarray]:
 
 @on_devices
 def test_t_junctions_leave_no_holes(device):
-    assert_no_holes(*t_junctions(), tilted_poses(40, 5), device)
+    assert_no_holes(*t_junctions(), tilted_poses(40, 5), device=device)
 
 
 def test_crops_far_off_the_optical_axis_have_no_holes():
@@ -230,9 +231,9 @@ def test_crops_far_off_the_optical_axis_have_no_holes():
 
 
 @on_devices
-def test_triangles_seen_as_lines_give_no_nan(device):
+def test_triangles_seen_as_lines_are_not_drawn(device):
     # Corners that project to integer pixels on one line put pixel centres on the sliver, where
-    # all edge values are rounding noise: 0 / 0 in weights that are only clamped.
+    # all edge values are rounding noise, up to 0 / 0 in the weights.
     rng = np.random.default_rng(0)
     start, step = rng.integers(0, 100, (3000, 2)), rng.integers(-6, 7, (3000, 2))
     ahead, back = rng.integers(1, 20, (2, 3000, 1))
@@ -242,11 +243,21 @@ def test_triangles_seen_as_lines_give_no_nan(device):
     groups = [mesh(part, np.arange(45).reshape(15, 3)) for part in np.split(corners, 200)]
     view = {'camera': (300.0, 300.0, 80.0, 60.0), 'index': np.arange(200)[:, None]}
     seen = render(groups, np.stack([pose(at=(0, 0, 0))] * 200), device=device, **view)
-    hit = seen.slot == 0
-    assert hit.sum() > 1000
-    for image in (seen.color, seen.depth_m, seen.facing):
-        assert np.isfinite(image).all()
-    assert seen.depth_m[hit].min() >= 0.3 - 1e-5 and seen.depth_m[hit].max() <= 0.8 + 1e-5
+    assert (seen.slot == -1).all() and (seen.depth_m == 0).all()
+
+
+def test_needles_in_a_plane_leave_its_depth_alone():
+    # Thinner than rounding: beside a needle its weights are noise, and so would be a depth taken
+    # from them, anywhere along the needle.
+    rng = np.random.default_rng(12)
+    start, end = rng.uniform(-0.1, 0.1, (2, 4000, 2))
+    middle = start + (end - start) * rng.uniform(0, 1, (4000, 1))
+    thin = rng.normal(0, 1, (4000, 2)) * 10 ** rng.uniform(-9, -5, (4000, 1))
+    needles = np.stack([start, end, middle + thin], 1).reshape(-1, 2)
+    square, faces = sheet(np.array([-0.1, 0.1]), np.array([-0.1, 0.1]))
+    vertices = np.concatenate([square, np.column_stack([needles, np.zeros(12000)])])
+    faces = np.concatenate([faces, 4 + np.arange(12000).reshape(-1, 3)])
+    assert_no_holes(vertices, faces, tilted_poses(6, 13), tolerance=2 * DEPTH_M)
 
 
 def test_degenerate_faces_are_left_out():

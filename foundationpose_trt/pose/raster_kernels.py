@@ -130,12 +130,15 @@ def rasterize(
     t = project(meshes.vertices, face, instances.camera_from_centered[i], k)
     nearest = wp.min(t.p0[2], wp.min(t.p1[2], t.p2[2]))
     farthest = wp.max(t.p0[2], wp.max(t.p1[2], t.p2[2]))
-    # also false for NaN, which a network may have put into the pose
-    if not (nearest >= NEAR_M and wp.abs(edge(t.a, t.b, t.c)) > 0.0):
-        return
     low = wp.min(t.a, wp.min(t.b, t.c))
     high = wp.max(t.a, wp.max(t.b, t.c))
     tolerance = tolerance_px(low, high, k)
+    lengths = wp.vec3(wp.length(t.c - t.b), wp.length(t.a - t.c), wp.length(t.b - t.a))
+    # A triangle thinner than the tolerance has weights of rounding noise, and its widened
+    # neighbours cover it. Also left for NaN, which a network may have put into the pose.
+    thick = wp.abs(edge(t.a, t.b, t.c)) > tolerance * wp.max(lengths)
+    if not (nearest >= NEAR_M and thick):
+        return
     x_end = float(visibility.shape[2] - 1)
     y_end = float(visibility.shape[1] - 1)
     # bounds are clamped as floats: integers overflow far outside the raster
@@ -143,7 +146,6 @@ def rasterize(
     x_last = int(wp.floor(wp.clamp(high[0] + tolerance, -1.0, x_end)))
     y_first = int(wp.ceil(wp.clamp(low[1] - tolerance, 0.0, y_end + 1.0)))
     y_last = int(wp.floor(wp.clamp(high[1] + tolerance, -1.0, y_end)))
-    lengths = wp.vec3(wp.length(t.c - t.b), wp.length(t.a - t.c), wp.length(t.b - t.a))
     least = lengths * -tolerance
     identity = (wp.uint64(i - n * instances.slots) << wp.uint64(24)) | wp.uint64(f)
     for y in range(y_first, y_last + 1):
@@ -151,13 +153,10 @@ def rasterize(
             e = edges(t, wp.vec2(float(x), float(y)))
             if e[0] >= least[0] and e[1] >= least[1] and e[2] >= least[2]:
                 w = perspective_weights(t, e)
-                # Triangles thinner than the tolerance cover nothing outside themselves: their
-                # weights there are rounding noise, up to all three at most 0.
-                if wp.min(w) > LEAST_WEIGHT and wp.max(w) > 0.0:
-                    depth = w[0] * t.p0[2] + w[1] * t.p1[2] + w[2] * t.p2[2]
-                    depth = wp.clamp(depth, nearest, farthest)
-                    bits = wp.uint64(wp.cast(depth, wp.uint32))  # these order as integers do
-                    wp.atomic_min(visibility, n, y, x, (bits << wp.uint64(32)) | identity)
+                depth = w[0] * t.p0[2] + w[1] * t.p1[2] + w[2] * t.p2[2]
+                depth = wp.clamp(depth, nearest, farthest)
+                bits = wp.uint64(wp.cast(depth, wp.uint32))  # positive floats order as integers
+                wp.atomic_min(visibility, n, y, x, (bits << wp.uint64(32)) | identity)
 
 
 @wp.func
@@ -171,7 +170,7 @@ def fragment_at(
     face = meshes.faces[meshes.face_start[instances.mesh[i]] + (low & 0xFFFFFF)]
     t = project(meshes.vertices, face, instances.camera_from_centered[i], k)
     w = perspective_weights(t, edges(t, pixel))
-    # The compiler may round here otherwise than in rasterize: bounded again.
+    # Pixels within the tolerance outside extrapolate, which must not run away.
     for corner in range(3):
         w[corner] = wp.clamp(w[corner], LEAST_WEIGHT, 1.0 - 2.0 * LEAST_WEIGHT)
     depth = wp.cast(wp.uint32(packed >> wp.uint64(32)), wp.float32)
