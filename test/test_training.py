@@ -170,7 +170,7 @@ def test_the_average_follows_its_formula():
     for step, value in enumerate(values, 1):
         network.weight.data.fill_(value)
         network.running_mean.fill_(value)
-        average.update(network)
+        average.update()
         decay = min(0.5, step / (step + 10))
         expected = decay * expected + (1 - decay) * value
     assert average.network.weight[0].item() == pytest.approx(expected, rel=1e-5)

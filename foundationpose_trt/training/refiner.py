@@ -20,6 +20,7 @@ from .perturbation import perturb
 from .scenes import CropWriter, SceneBatch, SceneSampler, TrainingWorld
 
 ROLLOUTS = 4
+RESTART_SHARE = 0.35  # of the poses begin anew at each step, so that large errors stay frequent
 EASY_SHARE = 0.12  # of the training time over which scenes grow to full difficulty
 MIN_VISIBLE = 0.15
 TRANSLATION_WEIGHT = 4.0  # shared research, training.md
@@ -65,7 +66,7 @@ class RefinerStep:
         self._trainer.step(loss, progress)
         with torch.no_grad():
             detached = {key: value.detach() for key, value in update.items()}
-            self._poses = self._kept_in_reach(apply_update(poses, detached, radius), radius)
+            self._poses = self._or_restarted(apply_update(poses, detached, radius), radius)
         return loss.detach()
 
     def _next(self, progress: float) -> tuple[SceneBatch, torch.Tensor, torch.Tensor]:
@@ -84,13 +85,14 @@ class RefinerStep:
             return 1.0
         return min(1.0, 0.2 + 0.8 * progress / EASY_SHARE)
 
-    def _kept_in_reach(self, poses: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:
-        """Start again near the truth where the young network ran away."""
+    def _or_restarted(self, poses: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:
+        """Start anew a share of the poses, and those with which the young network ran away."""
         assert self._scenes is not None
         goal = self._scenes.camera_from_centered
         distance = (poses[:, :3, 3] - goal[:, :3, 3]).norm(dim=1) / radius
-        fresh = perturb(goal, radius, self.g)
-        return torch.where((distance < 1.5)[:, None, None], poses, fresh)
+        chance = torch.rand(distance.shape, generator=self.g, device=self.g.device)
+        kept = (distance < 1.5) & (chance > RESTART_SHARE)
+        return torch.where(kept[:, None, None], poses, perturb(goal, radius, self.g))
 
 
 @torch.inference_mode()
