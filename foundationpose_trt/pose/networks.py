@@ -151,10 +151,12 @@ class ScoreNet(nn.Module):
         self.linear = nn.Linear(d, 1)
 
     def extract(self, rendered: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
+        """Return the features (N, d) of the hypotheses A, B, each (N, 6, 160, 160)."""
         tokens = tokens_of((self.encoderA, self.encoderAB, self.pos_embed), rendered, observed)
         return self.att(tokens, tokens, tokens, need_weights=False)[0].mean(1)
 
     def rank(self, features: torch.Tensor) -> torch.Tensor:
+        """Return the logits (B, L) of L hypotheses each of B objects, features (B, L, d)."""
         mixed = self.att_cross(features, features, features, need_weights=False)[0]
         return self.linear(mixed)[..., 0]
 
