@@ -135,9 +135,7 @@ def _columns(kind: str, names: Sequence[str], values: np.ndarray) -> list[Column
     return [(name, kind, column) for name, column in zip(names, values.T, strict=True)]
 
 
-def _ply_header(
-    comments: list[str], columns: list[Column], faces: int
-) -> bytes:
+def _ply_header(comments: list[str], columns: list[Column], faces: int) -> bytes:
     lines = ['ply', 'format binary_little_endian 1.0', *comments]
     lines += [f'element vertex {len(columns[0][2])}']
     lines += [f'property {kind} {name}' for name, kind, _ in columns]

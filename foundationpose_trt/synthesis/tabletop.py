@@ -233,9 +233,7 @@ def _set_stage(
     return _Stage([target, *meshes, *room], len(others) - 1, half)
 
 
-def _draw_distance(
-    target: ObjectMesh, rng: np.random.Generator, settings: SceneSettings
-) -> float:
+def _draw_distance(target: ObjectMesh, rng: np.random.Generator, settings: SceneSettings) -> float:
     distance = target.diameter_m * rng.uniform(*settings.distance_diameters)
     return float(np.clip(distance, *settings.distance_m))
 

@@ -192,9 +192,7 @@ def track_totals(tracks: Sequence[TrackResult]) -> dict[str, Any]:
         [t.symmetric for t in tracks for _ in t.errors],
     )
     lost = sum(is_lost(t.errors, t.diameter_m) for t in tracks)
-    totals.update(
-        tracks=len(tracks), tracks_lost=lost, lost_percent=100 * lost / len(tracks)
-    )
+    totals.update(tracks=len(tracks), tracks_lost=lost, lost_percent=100 * lost / len(tracks))
     return totals
 
 
@@ -282,9 +280,7 @@ def print_evaluation(content: dict[str, Any]) -> None:
     print(f'{content["seconds"]:.0f} s')
 
 
-def plot_evaluation(
-    views: list[ViewResult], tracks: list[TrackResult], weights: str
-) -> Figure:
+def plot_evaluation(views: list[ViewResult], tracks: list[TrackResult], weights: str) -> Figure:
     """Draw accuracy curves of registration and tracking and the tracks' error over time."""
     pooled = {'registration': [v.errors for v in views]}
     pooled['tracking'] = [e for t in tracks for e in t.errors]

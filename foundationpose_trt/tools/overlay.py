@@ -96,9 +96,7 @@ def _draw_silhouette(image: np.ndarray, mask: np.ndarray, style: OverlayStyle) -
     # contours of the doubled, smoothed mask follow the outline at half-pixel steps
     double = cv2.resize(mask.astype(np.float32), None, fx=2, fy=2, interpolation=cv2.INTER_LINEAR)
     smooth = cv2.GaussianBlur(double, (0, 0), 1.5) > 0.5
-    contours, _ = cv2.findContours(
-        smooth.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE
-    )
+    contours, _ = cv2.findContours(smooth.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     lines = [_fine((contour.astype(np.float64) - 0.5) / 2) for contour in contours]
     cv2.polylines(image, lines, True, DARK, style.outline_px + 2, cv2.LINE_AA, FINE)
     cv2.polylines(image, lines, True, style.outline, style.outline_px, cv2.LINE_AA, FINE)

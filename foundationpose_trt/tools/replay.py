@@ -123,9 +123,7 @@ def _object_id(scene: BopScene, wanted: int | None) -> int:
     if wanted is not None:
         return wanted
     ids = scene.object_ids
-    require(
-        len(ids) == 1, f'{scene.folder} holds objects {ids}: choose one with --object ID'
-    )
+    require(len(ids) == 1, f'{scene.folder} holds objects {ids}: choose one with --object ID')
     return ids[0]
 
 

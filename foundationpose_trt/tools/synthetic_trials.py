@@ -170,9 +170,7 @@ def run_track(trial: TrackTrial, choice: EstimatorChoice) -> TrackResult:
     target = make_object(trial.seed)
     others, motion = _clutter(rng), MOTIONS[trial.motion]
     scene = compose_sequence(target, others, trial.frames, rng, SETTINGS, motion)
-    images = TabletopRenderer(scene, choice.device, BATCH).images(
-        trial.seed, SensorNoise.video()
-    )
+    images = TabletopRenderer(scene, choice.device, BATCH).images(trial.seed, SensorNoise.video())
     estimator = PoseEstimator(target, _networks(choice), choice.settings())
     visible, outcomes, errors, registrations = _follow(estimator, images, trial.gt_init)
     return TrackResult(
