@@ -114,6 +114,26 @@ class Nothing(OracleRefiner):
         return {key: rendered.new_zeros(len(rendered), 3) for key in ('trans', 'rot')}
 
 
+def test_each_network_gets_its_own_crops():
+    """Traps 3 and 4: the scorer's crop is 1.1 diameters wide, the refiner's 1.2."""
+    shares: dict[str, float] = {}
+
+    class Refiner(Nothing):
+        def __call__(self, rendered: torch.Tensor, observed: torch.Tensor):
+            shares['refiner'] = (rendered[:, 5] != 0).float().mean().item()
+            return super().__call__(rendered, observed)
+
+    class Scorer(OracleScorer):
+        def extract(self, rendered: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
+            shares['scorer'] = (rendered[:, 5] != 0).float().mean().item()
+            return super().extract(rendered, observed)
+
+    settings = EstimatorSettings(schedule=(RegisterStage(1, 20),), chunk=99, symmetries=TURNS)
+    networks = oracle_networks(refiner=Refiner(), scorer=Scorer())
+    PoseEstimator(ellipsoid(), networks, settings).register(*frame_of(pose_of(3)))
+    assert shares['scorer'] / shares['refiner'] == pytest.approx((1.2 / 1.1) ** 2, rel=0.01)
+
+
 @pytest.mark.parametrize(('symmetries', 'count'), [((), 252), ((HALF_TURN,), 126), (TURNS, 20)])
 def test_symmetries_thin_the_grid(symmetries, count):
     settings = EstimatorSettings(schedule=(RegisterStage(0, 252),), symmetries=symmetries)
