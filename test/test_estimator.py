@@ -115,7 +115,7 @@ class Nothing(OracleRefiner):
 
 
 def test_each_network_gets_its_own_crops():
-    """Traps 3 and 4: the scorer's crop is 1.1 diameters wide, the refiner's 1.2."""
+    """Trap 3: 1.1 diameters wide and 1.2, but for the rounding to whole pixels."""
     shares: dict[str, float] = {}
 
     class Refiner(Nothing):
@@ -131,7 +131,7 @@ def test_each_network_gets_its_own_crops():
     settings = EstimatorSettings(schedule=(RegisterStage(1, 20),), chunk=99, symmetries=TURNS)
     networks = oracle_networks(refiner=Refiner(), scorer=Scorer())
     PoseEstimator(ellipsoid(), networks, settings).register(*frame_of(pose_of(3)))
-    assert shares['scorer'] / shares['refiner'] == pytest.approx((1.2 / 1.1) ** 2, rel=0.01)
+    assert shares['scorer'] / shares['refiner'] == pytest.approx((1.2 / 1.1) ** 2, rel=0.03)
 
 
 @pytest.mark.parametrize(('symmetries', 'count'), [((), 252), ((HALF_TURN,), 126), (TURNS, 20)])
