@@ -60,7 +60,11 @@ def generate_launch_description() -> LaunchDescription:
         SetEnvironmentVariable(name, value)
         for name, value in profile_environment(os.environ).items()
     ]
-    return LaunchDescription([*arguments, *profile, OpaqueFunction(function=make_node)])
+    # PyTorch's idle threads must not spin beside the other nodes
+    waiting = SetEnvironmentVariable(
+        'OMP_WAIT_POLICY', os.environ.get('OMP_WAIT_POLICY', 'PASSIVE')
+    )
+    return LaunchDescription([*arguments, *profile, waiting, OpaqueFunction(function=make_node)])
 
 
 def make_node(context: LaunchContext) -> list[Action]:

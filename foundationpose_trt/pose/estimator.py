@@ -145,6 +145,8 @@ class PoseEstimator:
         center, count = initial_translation(
             depth, observed.mask, observed.box, observed.intrinsics[0]
         )
+        if self.device.type == 'cpu' and count < self.settings.min_mask_depth_px:
+            return PoseEstimate(Outcome.NO_DEPTH_IN_MASK)  # on CUDA, asking would be a host sync
         poses = torch.eye(4, device=self.device).repeat(len(rotations), 1, 1)
         poses[:, :3, :3] = rotations
         poses[:, :3, 3] = center
@@ -232,8 +234,9 @@ class PoseEstimator:
     def _evidence(
         self, poses: torch.Tensor, images: ObservedImages, size: tuple[int, ...]
     ) -> torch.Tensor:
-        rendered, observed = self._views.write(poses, images, REFINER_CROP, size)
-        return depth_evidence(rendered, observed, poses[:, :3, 3], self._radius_m)
+        rendered, _ = self._views.write(poses, images, REFINER_CROP, size)
+        depth_m = self._views.depth_at_crops(poses, images, REFINER_CROP, size)
+        return depth_evidence(rendered, depth_m, poses[:, :3, 3], self._radius_m)
 
     def _read_registration(self, values: np.ndarray, count: int) -> PoseEstimate:
         """Split the one downloaded vector again and name the outcome."""

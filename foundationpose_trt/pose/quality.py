@@ -11,23 +11,25 @@ TOLERANCE_OF_DEPTH_SQUARED = 0.004  # metres at 1 m; sensor noise grows with z s
 
 def depth_evidence(
     rendered: torch.Tensor,
-    observed: torch.Tensor,
+    observed_depth_m: torch.Tensor,
     translations: torch.Tensor,
     radius_m: torch.Tensor,
 ) -> torch.Tensor:
     """Count pixels of each crop: (N, 4) int64 rendered, agreeing, in front, behind.
 
-    rendered, observed: (N, 6, 160, 160) network inputs of the same poses, whose channel 5 is
-    (z - t_z) / radius; translations: (N, 3) metres; radius_m: (1,) or (N,). A pixel counts as
-    rendered where colour or xyz is not 0. Beyond two radii the crop has z zeroed: what stands
-    there, an occluder or a surface behind, is unknown and counts as no valid depth. No sync.
+    rendered: (N, 6, 160, 160) network input whose channel 5 is (z - t_z) / radius, never zeroed
+    on the object itself; observed_depth_m: (N, 160, 160) at the same pixels, 0 = invalid, from
+    the image rather than the other network input, which zeroes what stands two radii away;
+    translations: (N, 3) metres; radius_m: (1,) or (N,). A pixel counts as rendered where colour
+    or xyz is not 0. No sync.
     """
     drawn = (rendered != 0).any(1)
-    known = (observed[:, 5] != 0) & drawn
-    gap_m = (observed[:, 5] - rendered[:, 5]).float() * radius_m[:, None, None]
-    z = translations[:, 2].clamp_min(0.0)
-    tolerance = MIN_TOLERANCE_M + TOLERANCE_OF_DEPTH_SQUARED * z * z
-    tolerance = torch.maximum(tolerance, 2 * radius_m * TOLERANCE_OF_DIAMETER)[:, None, None]
+    known = (observed_depth_m > 0) & drawn
+    center_m = translations[:, 2, None, None]
+    surface_m = rendered[:, 5].float() * radius_m[:, None, None] + center_m
+    gap_m = observed_depth_m - surface_m
+    tolerance = MIN_TOLERANCE_M + TOLERANCE_OF_DEPTH_SQUARED * center_m.clamp_min(0.0).square()
+    tolerance = torch.maximum(tolerance, 2 * radius_m[:, None, None] * TOLERANCE_OF_DIAMETER)
     agreeing = known & (gap_m.abs() <= tolerance)
     masks = (drawn, agreeing, known & (gap_m < -tolerance), known & (gap_m > tolerance))
     return torch.stack([mask.sum((1, 2)) for mask in masks], dim=1)

@@ -56,6 +56,25 @@ class ViewWriter:
         write_observed_input(observed, images, geometry, spec)
         return rendered, observed
 
+    def depth_at_crops(
+        self, poses: torch.Tensor, images: ObservedImages, spec: CropSpec, size: tuple[int, ...]
+    ) -> torch.Tensor:
+        """Observed depth (n, 160, 160) metres where B looks for it, 0 outside the image.
+
+        images must hold one image, shared by the poses (n, 4, 4). No host sync.
+        """
+        windows = crop_windows(poses[:, :3, 3], images.intrinsics, self._diameter, spec.ratio)
+        x0, y0, step_x, step_y = observed_grid(windows, size[1], size[0])[..., None].unbind(1)
+        at = torch.arange(CROP_PX, device=poses.device)
+        # a pose that is not finite sees nothing, rather than reading anywhere
+        column = torch.round(x0 + at * step_x).nan_to_num(nan=-1.0)
+        row = torch.round(y0 + at * step_y).nan_to_num(nan=-1.0)
+        in_column = (column >= 0) & (column < size[1])
+        in_row = (row >= 0) & (row < size[0])
+        column, row = column.clamp(0, size[1] - 1).long(), row.clamp(0, size[0] - 1).long()
+        depth_m = images.depth_m[0][row[:, :, None], column[:, None]]
+        return depth_m * (in_row[:, :, None] & in_column[:, None])
+
     def neighbourhood(
         self, poses: torch.Tensor, intrinsics: torch.Tensor, size: tuple[int, ...]
     ) -> torch.Tensor:
