@@ -100,15 +100,28 @@ def test_tracker_launch_remaps_every_input_by_argument(launch_file):
     assert sorted(remapped) == sorted(subscribed)
 
 
+def test_launch_keeps_idle_threads_from_spinning_unless_the_user_wants_that(
+    launch_file, monkeypatch
+):
+    for own, expected in ((None, 'PASSIVE'), ('ACTIVE', 'ACTIVE')):
+        monkeypatch.delenv('OMP_WAIT_POLICY', raising=False)
+        if own:
+            monkeypatch.setenv('OMP_WAIT_POLICY', own)
+        assert environment_set(launch_file)['OMP_WAIT_POLICY'] == expected
+
+
+def environment_set(launch_file) -> dict[str, str]:
+    _, entities = launch_file('tracker')
+    return {s.args[0]: s.args[1] for s in of_kind(entities, 'SetEnvironmentVariable')}
+
+
 def test_launch_sets_the_profile_unless_the_user_did(launch_file, monkeypatch):
     for name in ('FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE'):
         monkeypatch.delenv(name, raising=False)
-    _, entities = launch_file('tracker')
-    set_ = {s.args[0]: s.args[1] for s in of_kind(entities, 'SetEnvironmentVariable')}
-    assert set_ == {name: str(PROFILE_PATH) for name in profile_variables()}
+    profile = {name: str(PROFILE_PATH) for name in profile_variables()}
+    assert environment_set(launch_file).items() >= profile.items()
     monkeypatch.setenv('FASTRTPS_DEFAULT_PROFILES_FILE', '/own.xml')
-    _, entities = launch_file('tracker')
-    assert not of_kind(entities, 'SetEnvironmentVariable')
+    assert not [name for name in environment_set(launch_file) if 'PROFILES' in name]
 
 
 def test_demo_launch_passes_on_what_tracker_launch_declares(launch_file):
