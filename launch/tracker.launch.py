@@ -60,10 +60,9 @@ def generate_launch_description() -> LaunchDescription:
         SetEnvironmentVariable(name, value)
         for name, value in profile_environment(os.environ).items()
     ]
-    # PyTorch's idle threads must not spin beside the other nodes
-    waiting = SetEnvironmentVariable(
-        'OMP_WAIT_POLICY', os.environ.get('OMP_WAIT_POLICY', 'PASSIVE')
-    )
+    # PyTorch's idle threads must not spin long beside the other nodes
+    spin = os.environ.get('GOMP_SPINCOUNT', '3000')
+    waiting = SetEnvironmentVariable('GOMP_SPINCOUNT', spin)
     return LaunchDescription([*arguments, *profile, waiting, OpaqueFunction(function=make_node)])
 
 

@@ -8,8 +8,8 @@ import os
 import pytest
 
 os.environ.setdefault('MPLBACKEND', 'Agg')
-# Before torch is loaded: idle OpenMP threads that spin take the two cores from the others.
-os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+# Before torch is loaded: idle OpenMP threads that spin long take the two cores from the others.
+os.environ.setdefault('GOMP_SPINCOUNT', '3000')
 # rclpy reads these when a test calls init: stay off the network and apart from parallel runs.
 os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
 os.environ.setdefault('ROS_DOMAIN_ID', str(1 + os.getpid() % 100))

@@ -103,11 +103,11 @@ def test_tracker_launch_remaps_every_input_by_argument(launch_file):
 def test_launch_keeps_idle_threads_from_spinning_unless_the_user_wants_that(
     launch_file, monkeypatch
 ):
-    for own, expected in ((None, 'PASSIVE'), ('ACTIVE', 'ACTIVE')):
-        monkeypatch.delenv('OMP_WAIT_POLICY', raising=False)
+    for own, expected in ((None, '3000'), ('10', '10')):
+        monkeypatch.delenv('GOMP_SPINCOUNT', raising=False)
         if own:
-            monkeypatch.setenv('OMP_WAIT_POLICY', own)
-        assert environment_set(launch_file)['OMP_WAIT_POLICY'] == expected
+            monkeypatch.setenv('GOMP_SPINCOUNT', own)
+        assert environment_set(launch_file)['GOMP_SPINCOUNT'] == expected
 
 
 def environment_set(launch_file) -> dict[str, str]:

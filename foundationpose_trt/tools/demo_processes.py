@@ -108,7 +108,7 @@ def private_environment(environment: Mapping[str, str], log_folder: Path) -> dic
     The nodes themselves choose the Fast DDS profile.
     """
     private = {
-        'OMP_WAIT_POLICY': 'PASSIVE',  # idle threads that spin take the cores from other nodes
+        'GOMP_SPINCOUNT': '3000',  # idle threads that spin long take the cores from other nodes
         **environment,
         'ROS_DOMAIN_ID': str(random.SystemRandom().choice(DOMAINS)),
         'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST',
