@@ -15,7 +15,7 @@ from ..datatypes import CameraIntrinsics, Frame, Outcome, PoseEstimate, PoseQual
 from .crops import REFINER_CROP, SCORER_CROP, ObservedImages
 from .hypotheses import initial_translation, rotation_grid
 from .mesh import ObjectMesh
-from .observation import Observed, Uploader
+from .observation import Uploader
 from .quality import depth_evidence
 from .update import apply_update
 from .views import ViewWriter
@@ -234,8 +234,7 @@ class PoseEstimator:
     def _evidence(
         self, poses: torch.Tensor, images: ObservedImages, size: tuple[int, ...]
     ) -> torch.Tensor:
-        rendered, _ = self._views.write(poses, images, REFINER_CROP, size)
-        depth_m = self._views.depth_at_crops(poses, images, REFINER_CROP, size)
+        rendered, depth_m = self._views.write_with_depth(poses, images, REFINER_CROP, size)
         return depth_evidence(rendered, depth_m, poses[:, :3, 3], self._radius_m)
 
     def _read_registration(self, values: np.ndarray, count: int) -> PoseEstimate:
@@ -294,9 +293,3 @@ def orthonormal(matrix: np.ndarray) -> np.ndarray:
     out = matrix.copy()
     out[:3, :3] = u @ np.diag([1.0, 1.0, np.linalg.det(u @ vt)]) @ vt
     return out
-
-
-__all__ = [
-    'FULL_SCHEDULE', 'PRUNED_SCHEDULE', 'EstimatorSettings', 'Observed', 'PoseEstimator',
-    'RegisterStage', 'mask_box', 'orthonormal',
-]  # fmt: skip

@@ -44,28 +44,42 @@ class ViewWriter:
 
         Returns views of the buffers, valid until the next call. Asynchronous, no host sync.
         """
+        rendered, windows = self._render(poses, images, spec)
         n = len(poses)
-        translations = poses[:, :3, 3]
-        windows = crop_windows(translations, images.intrinsics, self._diameter, spec.ratio)
-        view = rendered_intrinsics(windows, images.intrinsics)
-        rendered, observed = self._rendered[:n], self._observed[:n]
-        self._raster.draw(self._mesh_index[:n], poses[:, None], view)
-        self._raster.write_network_input(rendered, self._inverse_radius[:1], spec.near_m)
+        observed = self._observed[:n]
         grid = observed_grid(windows, size[1], size[0])
-        geometry = CropGeometry(windows, grid, translations, self._inverse_radius[:n])
+        geometry = CropGeometry(windows, grid, poses[:, :3, 3], self._inverse_radius[:n])
         write_observed_input(observed, images, geometry, spec)
         return rendered, observed
 
-    def depth_at_crops(
+    def write_with_depth(
         self, poses: torch.Tensor, images: ObservedImages, spec: CropSpec, size: tuple[int, ...]
-    ) -> torch.Tensor:
-        """Observed depth (n, 160, 160) metres where B looks for it, 0 outside the image.
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write A alone; return it and the observed depth (n, 160, 160) metres where B looks.
 
-        images must hold one image, shared by the poses (n, 4, 4). No host sync.
+        Depth outside the image is 0. images must hold one image, shared by the poses
+        (n, 4, 4). A is a view of the buffer, valid until the next call. No host sync.
         """
+        rendered, windows = self._render(poses, images, spec)
+        return rendered, self._depth_at(windows, images, size)
+
+    def _render(
+        self, poses: torch.Tensor, images: ObservedImages, spec: CropSpec
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write A; return it and the crop windows it was drawn for."""
+        n = len(poses)
         windows = crop_windows(poses[:, :3, 3], images.intrinsics, self._diameter, spec.ratio)
+        view = rendered_intrinsics(windows, images.intrinsics)
+        self._raster.draw(self._mesh_index[:n], poses[:, None], view)
+        self._raster.write_network_input(self._rendered[:n], self._inverse_radius[:1], spec.near_m)
+        return self._rendered[:n], windows
+
+    @staticmethod
+    def _depth_at(
+        windows: torch.Tensor, images: ObservedImages, size: tuple[int, ...]
+    ) -> torch.Tensor:
         x0, y0, step_x, step_y = observed_grid(windows, size[1], size[0])[..., None].unbind(1)
-        at = torch.arange(CROP_PX, device=poses.device)
+        at = torch.arange(CROP_PX, device=windows.device)
         # a pose that is not finite sees nothing, rather than reading anywhere
         column = torch.round(x0 + at * step_x).nan_to_num(nan=-1.0)
         row = torch.round(y0 + at * step_y).nan_to_num(nan=-1.0)
