@@ -12,7 +12,7 @@ import torch
 from foundationpose_trt.pose.crops import REFINER_CROP, SCORER_CROP
 from foundationpose_trt.pose.networks import RefineNet, ScoreNet
 from foundationpose_trt.pose.weights import load_state
-from foundationpose_trt.synthesis.objects import is_held_out
+from foundationpose_trt.synthesis.objects import HELD_OUT_FROM_SEED, is_held_out
 from foundationpose_trt.tools import cli, synthetic_trials
 from foundationpose_trt.tools import train as train_command
 from foundationpose_trt.training import world as world_module
@@ -26,7 +26,7 @@ from foundationpose_trt.training.refiner import (
 )
 from foundationpose_trt.training.scenes import CropWriter, SceneBatch, SceneSampler, TrainingWorld
 from foundationpose_trt.training.scorer import ScorerStep, pose_errors, train_scorer
-from foundationpose_trt.training.world import HELD_OUT_SEED, make_world
+from foundationpose_trt.training.world import make_world
 
 WIDTH = 0.0625
 CPU = torch.device('cpu')
@@ -192,8 +192,8 @@ def test_whole_stretches_leave_loadable_weights(world, tmp_path):
 
 
 def test_held_out_objects_are_never_trained_on():
-    assert is_held_out(HELD_OUT_SEED) and not is_held_out(HELD_OUT_SEED - 1)
-    validation = range(HELD_OUT_SEED, HELD_OUT_SEED + train_command.HELD_OUT_OBJECTS)
+    assert is_held_out(HELD_OUT_FROM_SEED) and not is_held_out(HELD_OUT_FROM_SEED - 1)
+    validation = range(HELD_OUT_FROM_SEED, HELD_OUT_FROM_SEED + train_command.HELD_OUT_OBJECTS)
     firsts = [
         synthetic_trials.FIRST_VIEW_SEED,
         synthetic_trials.FIRST_TRACK_SEED,
@@ -226,7 +226,7 @@ def test_the_command_trains_validates_and_exports(tmp_path, kept_precision, monk
     arguments = ['train', 'refiner', '--out', str(out), '--objects', '3', '--batch', '4', *COMMON]
     arguments += ['--device', 'cpu', '--validation-batches', '1', '--json', str(report)]
     assert cli.main(arguments) == 0
-    assert seeds == [range(3), range(HELD_OUT_SEED, HELD_OUT_SEED + 3)]
+    assert seeds == [range(3), range(HELD_OUT_FROM_SEED, HELD_OUT_FROM_SEED + 3)]
     entry = json.loads((out / 'manifest.json').read_text())['networks']['refiner']
     assert entry['width'] == WIDTH and entry['training']['steps'] == 2
     assert entry['metrics_held_out'] == json.loads(report.read_text())

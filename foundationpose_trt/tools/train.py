@@ -14,11 +14,12 @@ import torch
 from ..datatypes import require
 from ..pose.networks import RefineNet, ScoreNet
 from ..pose.weights import write_manifest
+from ..synthesis.objects import HELD_OUT_FROM_SEED
 from ..training.loop import Trainer, TrainSettings
 from ..training.refiner import train_refiner, validate_refiner
 from ..training.scenes import TrainingWorld
 from ..training.scorer import train_scorer, validate_scorer
-from ..training.world import HELD_OUT_SEED, make_world
+from ..training.world import make_world
 
 HELP = 'train the refiner or the scorer on rendered scenes'
 HELD_OUT_OBJECTS = 150
@@ -61,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
     world = make_world(range(options.objects), options.backgrounds, device)
     held_out_count = min(HELD_OUT_OBJECTS, options.objects)
     held_out = make_world(
-        range(HELD_OUT_SEED, HELD_OUT_SEED + held_out_count), options.backgrounds, device
+        range(HELD_OUT_FROM_SEED, HELD_OUT_FROM_SEED + held_out_count), options.backgrounds, device
     )
     if options.network == 'refiner':
         trainer = train_refiner(world, settings, options.out, options.resume)
@@ -79,8 +80,8 @@ def run(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> None:
     """Refuse before minutes of making objects what would fail after them."""
     require(
-        0 < options.objects <= HELD_OUT_SEED,
-        f'--objects is {options.objects}, must be 1..{HELD_OUT_SEED}: later seeds are held out',
+        0 < options.objects <= HELD_OUT_FROM_SEED,
+        f'--objects is {options.objects}, must be 1..{HELD_OUT_FROM_SEED}: later seeds are held out',
     )
     require(options.backgrounds > 0, f'--backgrounds is {options.backgrounds}, must be positive')
     require(

@@ -6,11 +6,10 @@ import numpy as np
 import torch
 
 from ..pose.mesh import ObjectMesh
-from ..synthesis.objects import HELD_OUT_FROM_SEED, make_objects
+from ..synthesis.objects import make_objects
 from ..synthesis.textures import make_background_texture
 from .scenes import TrainingWorld
 
-HELD_OUT_SEED = HELD_OUT_FROM_SEED  # objects from here on are never trained on
 PLANE_SIDES_M = (0.7, 1.5, 3.0)
 PLANE_CELLS = 24  # small cells, since a triangle that reaches behind the camera is not drawn
 
