@@ -81,7 +81,8 @@ def _check(options: argparse.Namespace) -> None:
     """Refuse before minutes of making objects what would fail after them."""
     require(
         0 < options.objects <= HELD_OUT_FROM_SEED,
-        f'--objects is {options.objects}, must be 1..{HELD_OUT_FROM_SEED}: later seeds are held out',
+        f'--objects is {options.objects}, must be 1..{HELD_OUT_FROM_SEED}: later seeds are held'
+        ' out',
     )
     require(options.backgrounds > 0, f'--backgrounds is {options.backgrounds}, must be positive')
     require(
