@@ -212,6 +212,23 @@ def test_shift_moves_whole_images_by_whole_pixels():
     assert len(moves) > 15
 
 
+def test_a_share_of_the_depth_images_lags_by_more_pixels():
+    depth = torch.rand(400, *SIZE, generator=generator(3)) + 1
+    limits = only(DepthNoise, shift_px=0, lag_px=6, lag_share=0.25, edges=0.0)
+    out = degraded(depth, limits)
+    still = np.isclose(depth.numpy(), out, atol=TENTH_MM).all((1, 2))
+    assert still.mean() == pytest.approx(0.75, abs=0.08)
+    moved = np.flatnonzero(~still)[:30]
+    reach = [
+        max(abs(row), abs(column))
+        for index in moved
+        for row in range(-6, 7)
+        for column in range(-6, 7)
+        if np.allclose(np.roll(depth[index], (row, column), (0, 1)), out[index], atol=TENTH_MM)
+    ]
+    assert len(reach) == len(moved) and max(reach) == 6
+
+
 # --- colour --------------------------------------------------------------------------------------
 def test_colours_stay_in_range_and_on_grey_levels():
     out = degrade_color(torch.rand(20, *SIZE, 3, generator=generator(4)) * 1.2, generator())

@@ -9,10 +9,10 @@ import network_rig
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from scipy.spatial.transform import Rotation
 
-from foundationpose_trt.pose.networks import RefineNet
+from foundationpose_trt.pose.networks import RefineNet, ScoreNet
 from foundationpose_trt.training.loop import Trainer, TrainSettings, WeightAverage, run_stretch
 from foundationpose_trt.training.perturbation import perturb, spread
 from foundationpose_trt.training.refiner import refiner_loss
@@ -143,12 +143,7 @@ def trainer_of(folder: Path, **settings: object) -> Trainer:
 
 
 def fixed_step(trainer: Trainer, crops: int = 4) -> float:
-    """One step on a batch that is always the same; without dropout, to compare runs."""
-    for module in trainer.network.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        if isinstance(module, torch.nn.MultiheadAttention):
-            module.dropout = 0.0
+    """One step on a batch that is always the same."""
     g = torch.Generator().manual_seed(3)
     target = {key: torch.rand(crops, 3, generator=g) - 0.5 for key in ('trans', 'rot')}
     loss = refiner_loss(trainer.network(*network_rig.crops(crops)), target, torch.ones(crops))
@@ -240,10 +235,58 @@ def test_training_may_start_from_a_weight_file(tmp_path):
 
 def test_a_checkpoint_of_another_width_is_refused(tmp_path):
     path = trainer_of(tmp_path / 'a').save('refiner')
-    other = Trainer(RefineNet(0.125), TrainSettings(width=0.125), tmp_path / 'b')
-    for file in (path, path.with_name('refiner.safetensors')):
+    for width, file in ((0.125, path), (0.25, path.with_name('refiner.safetensors'))):
+        other = Trainer(RefineNet(width), TrainSettings(width=width), tmp_path / 'b')
         with pytest.raises(RuntimeError, match='size mismatch'):
             other.load(file)
+
+
+def lively(network: torch.nn.Module) -> torch.nn.Module:
+    """Weights and running statistics that are neither zero nor one."""
+    g = torch.Generator().manual_seed(7)
+    for value in network.state_dict().values():
+        if value.is_floating_point() and value.dim() == 1:
+            value.copy_(torch.rand(value.shape, generator=g) * 0.5 + 0.5)
+    return network.eval()
+
+
+@pytest.mark.parametrize('kind', [RefineNet, ScoreNet])
+def test_a_network_may_start_from_one_of_half_its_width_and_answers_as_that_did(tmp_path, kind):
+    narrow, crops = lively(kind(0.125)), network_rig.crops(3)
+    save_file(narrow.state_dict(), tmp_path / 'half.safetensors')
+    trainer = Trainer(kind(0.25), TrainSettings(width=0.25), tmp_path / 'wide')
+    fresh = trainer.network.state_dict()['pos_embed.pe'].clone()
+    trainer.load(tmp_path / 'half.safetensors')
+    wide = trainer.network.eval()
+    with torch.inference_mode():
+        old, new = narrow(*crops), wide(*crops)
+        features = [trunk_of(net)(crops[0]) for net in (narrow, wide)]
+    for before, after in zip(answers(old), answers(new), strict=True):
+        torch.testing.assert_close(after, before, rtol=0.02, atol=0.02 * before.abs().max().item())
+    # channels go in pairs, and each pair is there twice
+    pairs = features[0].unflatten(1, (-1, 2)).repeat_interleave(2, 1).flatten(1, 2)
+    torch.testing.assert_close(features[1], pairs, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(wide.state_dict()['pos_embed.pe'], fresh, rtol=0, atol=0)
+
+
+def trunk_of(network: torch.nn.Module) -> torch.nn.Module:
+    return network.encodeA if isinstance(network, RefineNet) else network.encoderA
+
+
+def answers(output: object) -> list[torch.Tensor]:
+    return list(output.values()) if isinstance(output, dict) else [output]
+
+
+def test_the_copies_of_a_widened_channel_learn_apart(tmp_path):
+    trainer_of(tmp_path / 'a').save('refiner')
+    wide = Trainer(
+        RefineNet(2 * WIDTH), TrainSettings(width=2 * WIDTH, warmup_steps=1), tmp_path / 'b'
+    )
+    wide.load(tmp_path / 'a' / 'refiner.safetensors')
+    weight = wide.network.encodeA[0].net[0].weight
+    assert torch.equal(weight[0], weight[2])
+    fixed_step(wide)
+    assert not torch.equal(weight[0], weight[2])
 
 
 def test_a_stretch_ends_by_the_clock_and_saves(tmp_path, capsys):

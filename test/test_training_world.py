@@ -21,6 +21,7 @@ from foundationpose_trt.training.perturbation import perturb
 from foundationpose_trt.training.refiner import (
     RefinerStep,
     refine,
+    seen_weight,
     train_refiner,
     validate_refiner,
 )
@@ -148,9 +149,27 @@ def test_refiner_steps_reuse_a_scene_for_its_own_poses(world, tmp_path):
 def test_a_young_network_sees_easy_scenes_and_a_resumed_one_does_not(world, tmp_path):
     trainer = Trainer(RefineNet(WIDTH), settings_of(), tmp_path)
     step = RefinerStep(trainer, world, trainer.network)
-    assert [step._difficulty(p) for p in (0.0, 0.06, 0.12, 0.9)] == pytest.approx([0.2, 0.6, 1, 1])
+    for progress, limit in ((0.0, 0.2), (0.06, 0.6), (0.12, 1.0), (0.9, 1.0)):
+        drawn = [step._difficulty(progress) for _ in range(300)]
+        assert min(drawn) == pytest.approx(0.2, abs=0.02)
+        assert limit - 0.02 < max(drawn) <= limit
     trainer.load(trainer.save('refiner'))
-    assert RefinerStep(trainer, world, trainer.network)._difficulty(0.0) == 1.0
+    resumed = RefinerStep(trainer, world, trainer.network)
+    assert max(resumed._difficulty(0.0) for _ in range(300)) > 0.98
+
+
+def test_what_is_hardly_seen_counts_less():
+    weight = seen_weight(torch.tensor([0.0, 0.14, 0.3, 0.6, 0.9, 1.0]))
+    np.testing.assert_allclose(weight, [0, 0, 0.5, 1, 1, 1])
+
+
+def test_some_targets_have_no_print(world):
+    """15 % of the targets get one of the textures whose colours vary least."""
+    sampler = SceneSampler(world, 64, torch.Generator().manual_seed(0))
+    texture = torch.cat([sampler._choose_objects(1.0)[1][:, 0] for _ in range(30)])
+    share = torch.isin(texture, world.plain_textures).float().mean().item()
+    one_of_five = 0.2  # is plain without any doing
+    assert share == pytest.approx(0.15 + 0.85 * one_of_five, abs=0.04)
 
 
 @pytest.mark.parametrize('batch', [6, 20, 34])

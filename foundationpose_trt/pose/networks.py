@@ -121,7 +121,10 @@ class RefineNet(nn.Module):
 
     @staticmethod
     def _head(d: int) -> nn.Sequential:
-        layer = nn.TransformerEncoderLayer(d, HEADS, dim_feedforward=d, batch_first=True)
+        # no dropout: it has no part in inference, and a regression of few steps learns less by it
+        layer = nn.TransformerEncoderLayer(
+            d, HEADS, dim_feedforward=d, dropout=0.0, batch_first=True
+        )
         return nn.Sequential(layer, nn.Linear(d, 3))
 
     def forward(self, rendered: torch.Tensor, observed: torch.Tensor) -> dict[str, torch.Tensor]:

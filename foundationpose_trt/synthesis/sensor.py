@@ -48,6 +48,8 @@ class DepthNoise:
     edges: float = 0.6  # share of pixels at jumps that fail, as holes or flying pixels
     edge_m: float = 0.02  # what counts as a jump
     shift_px: int = 2  # misalignment to colour
+    lag_px: int = 8  # misalignment where depth lags behind colour and the camera moves
+    lag_share: float = 0.0  # of the images
 
     def scaled(self, factor: float) -> DepthNoise:
         """Return the same limits times a factor; the jump that makes an edge stays."""
@@ -179,5 +181,13 @@ def degrade_depth(
     depth = _edge_errors(depth_m, limits, g)
     valid = (depth > 0) & ~_holes(depth, facing, limits, g)
     depth = torch.where(valid, _noise(depth, limits, g), torch.zeros_like(depth))
-    depth = _shifted(depth[:, None], _random_offsets(len(depth), limits.shift_px, g))[:, 0]
-    return depth.contiguous()
+    return _misaligned(depth, limits, g)
+
+
+def _misaligned(depth: torch.Tensor, limits: DepthNoise, g: torch.Generator) -> torch.Tensor:
+    offsets = _random_offsets(len(depth), limits.shift_px, g)
+    if limits.lag_share > 0:
+        far = _random_offsets(len(depth), limits.lag_px, g)
+        lags = torch.rand(len(depth), 1, generator=g, device=g.device) < limits.lag_share
+        offsets = torch.where(lags, far, offsets)
+    return _shifted(depth[:, None], offsets)[:, 0].contiguous()

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ..datatypes import require
 from ..pose.weights import save_network
+from .widen import is_half_width, widened
 
 
 @dataclass(frozen=True)
@@ -118,14 +119,17 @@ class Trainer:
         return path
 
     def load(self, path: Path) -> None:
-        """Go on from save(), or start from the weights of a .safetensors file.
+        """Go on from save(), or start from a .safetensors file of this or half the width.
 
-        Raises FileNotFoundError, or RuntimeError on another width.
+        Raises FileNotFoundError, or RuntimeError on any other width.
         """
         self.resumed = True
         device = next(self.network.parameters()).device
         if path.suffix == '.safetensors':
             weights = {key: value.float() for key, value in load_file(path).items()}
+            goal = self.network.state_dict()
+            if is_half_width(weights, goal):
+                weights = widened(weights, goal)
             for network in (self.network, self.average.network):
                 network.load_state_dict({**network.state_dict(), **weights})
             return

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ..geometry import rotation_angle
@@ -23,6 +24,8 @@ ROLLOUTS = 4
 RESTART_SHARE = 0.35  # of the poses begin anew at each step, so that large errors stay frequent
 EASY_SHARE = 0.12  # of the training time over which scenes grow to full difficulty
 MIN_VISIBLE = 0.15
+WELL_VISIBLE = 0.6
+EASIEST = 0.2
 TRANSLATION_WEIGHT = 4.0  # shared research, training.md
 
 
@@ -35,6 +38,11 @@ def refiner_loss(
     # a start far off must not drown the rest of the batch
     errors = TRANSLATION_WEIGHT * translation.clamp_max(4.0) + rotation
     return (errors * weight).sum() / weight.sum().clamp_min(1.0)
+
+
+def seen_weight(visible: torch.Tensor) -> torch.Tensor:
+    """Weight of a scene by the share of the object that is seen: little seen, little to learn."""
+    return torch.where(visible > MIN_VISIBLE, (visible / WELL_VISIBLE).clamp_max(1.0), 0.0)
 
 
 class RefinerStep:
@@ -51,6 +59,7 @@ class RefinerStep:
         self._writer = CropWriter(world, settings.batch, REFINER_CROP)
         self._scenes: SceneBatch | None = None
         self._poses = torch.empty(0)
+        self._difficulties = np.random.default_rng([settings.seed, trainer.step_count])
         self._left = 0
 
     def __call__(self, progress: float) -> torch.Tensor:
@@ -61,7 +70,7 @@ class RefinerStep:
         device_type = self._world.bank.device.type
         with torch.autocast(device_type, torch.bfloat16, enabled=device_type == 'cuda'):
             update = self._forward(rendered, observed)
-        weight = (scenes.visible > MIN_VISIBLE).float()
+        weight = seen_weight(scenes.visible)
         loss = refiner_loss(update, target, weight)
         self._trainer.step(loss, progress)
         with torch.no_grad():
@@ -80,10 +89,9 @@ class RefinerStep:
         return self._scenes, self._poses, self._world.diameters[self._scenes.mesh.long()] / 2
 
     def _difficulty(self, progress: float) -> float:
-        """Grow from 0.2 to 1; a resumed network starts at 1."""
-        if self._trainer.resumed:
-            return 1.0
-        return min(1.0, 0.2 + 0.8 * progress / EASY_SHARE)
+        """Draw from 0.2 up to a limit that grows from 0.2 to 1; a resumed network's is 1."""
+        grown = 1.0 if self._trainer.resumed else min(1.0, progress / EASY_SHARE)
+        return EASIEST + (1 - EASIEST) * grown * float(self._difficulties.random())
 
     def _or_restarted(self, poses: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:
         """Start anew a share of the poses, and those with which the young network ran away."""

@@ -31,6 +31,8 @@ from ..synthesis.sensor import ColorNoise, DepthNoise, degrade_color, degrade_de
 PATCH_PX = 232
 PATCH_OVER_CROP = 1.45  # the patch reaches beyond the crop, so that shifted crops stay inside
 SLOTS = 6  # target, occluder, two or three clutter objects, support plane, wall
+LAG_SHARE = 0.12  # hand-held cameras whose depth comes from an earlier moment than the colour
+UNPRINTED_SHARE = 0.15  # of the targets have one colour: their shape alone must do
 IMAGE_SIZES = ((640, 480), (1280, 720), (848, 480))
 
 
@@ -44,6 +46,7 @@ class TrainingWorld:
     objects: int
     object_textures: int
     background_textures: int
+    plain_textures: torch.Tensor  # (K,) int64, object textures that show hardly anything
 
     @classmethod
     def build(
@@ -57,6 +60,7 @@ class TrainingWorld:
         meshes = [*objects, *planes]
         bank = MeshBank(meshes, device, backgrounds)
         generator = np.random.default_rng(0)
+        textures = [m.texture for m in meshes if m.texture is not None]
         points = [m.vertices[generator.integers(0, len(m.vertices), 128)] for m in meshes]
         return cls(
             bank,
@@ -65,7 +69,14 @@ class TrainingWorld:
             len(objects),
             int((bank.default_texture >= 0).sum()),
             len(backgrounds),
+            torch.tensor(_plainest(textures), device=device),
         )
+
+
+def _plainest(textures: Sequence[np.ndarray]) -> list[int]:
+    """Indices of the tenth of the textures whose colours vary least."""
+    spread = [float(texture.reshape(-1, 3).std(0).sum()) for texture in textures]
+    return np.argsort(spread)[: max(1, len(spread) // 10)].tolist()
 
 
 @dataclass(frozen=True)
@@ -140,6 +151,9 @@ class SceneSampler:
         swapped = self._integers((n, SLOTS), 0, w.object_textures)
         swap = torch.rand(n, SLOTS, generator=self.g, device=self.device) < 0.4
         texture = torch.where(swap, swapped, texture)
+        unprinted = torch.rand(n, generator=self.g, device=self.device) < UNPRINTED_SHARE
+        choice = self._integers((n,), 0, len(w.plain_textures))
+        texture[:, 0] = torch.where(unprinted, w.plain_textures[choice], texture[:, 0])
         texture[:, 4:] = w.object_textures + self._integers((n, 2), 0, w.background_textures)
         return torch.where(chance < absent, -1, mesh).int(), texture.int()
 
@@ -242,7 +256,8 @@ class SceneSampler:
         void = uniform((n, 1, 1, 3), 0, 1, self.g)
         color = torch.where(seen.slot[..., None] >= 0, seen.color, void)
         rgb = degrade_color(color, self.g, ColorNoise().scaled(difficulty))
-        depth = degrade_depth(seen.depth_m, seen.facing, self.g, DepthNoise().scaled(difficulty))
+        limits = DepthNoise(lag_share=LAG_SHARE).scaled(difficulty)
+        depth = degrade_depth(seen.depth_m, seen.facing, self.g, limits)
         at = torch.arange(PATCH_PX, device=self.device)
         x = patch[:, :1] + at * patch[:, 2:]
         y = patch[:, 1:2] + at * patch[:, 2:]
