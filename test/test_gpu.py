@@ -234,13 +234,16 @@ def test_memory_stays_flat(weights):
     for _ in range(10):
         estimator.track(frame, truth)
     estimator.register(frame, mask)
-    before = used()
-    for _ in range(200):
-        estimator.track(frame, truth)
-    estimator.register(frame, mask)
-    after = used()
-    assert after[:2] == before[:2]
-    assert after[2] - before[2] < 4 << 20  # others may use the device as well
+    growth = []
+    for _ in range(3):
+        before = used()
+        for _ in range(200):
+            estimator.track(frame, truth)
+        estimator.register(frame, mask)
+        after = used()
+        assert after[:2] == before[:2]
+        growth.append(after[2] - before[2])
+    assert min(growth) < 4 << 20  # other processes may grow meanwhile, a leak grows every time
 
 
 def test_the_frame_may_change_as_soon_as_a_call_returns(weights):
