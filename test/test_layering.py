@@ -18,12 +18,13 @@ MAY_IMPORT = {  # part -> other parts it may import
     'datatypes': set(),
     'latency': set(),
     'geometry': {'datatypes'},
-    'pose': BASE,
+    'runtime': {'datatypes'},
+    'pose': BASE | {'runtime'},
     'scenes': BASE | {'pose'},
     'synthesis': BASE | {'pose'},
     'training': BASE | {'pose', 'scenes', 'synthesis'},
     'ros': BASE | {'pose', 'scenes'},
-    'tools': BASE | {'pose', 'scenes', 'synthesis', 'training'},
+    'tools': BASE | {'runtime', 'pose', 'scenes', 'synthesis', 'training'},
     '__main__': {'tools'},
 }
 ROS_ONLY = (
@@ -32,7 +33,7 @@ ROS_ONLY = (
 )
 ONLY_IN = {  # third-party module -> the only parts that may import it
     **dict.fromkeys(ROS_ONLY.split(), {'ros'}),
-    'tensorrt': {'runtime'},
+    **dict.fromkeys(['tensorrt', 'tensorrt_lean', 'tensorrt_rtx', 'onnxruntime'], {'runtime'}),
     'argparse': {'tools', 'ros'},
 }
 FILES = sorted(PACKAGE.rglob('*.py'))
@@ -94,9 +95,14 @@ def test_a_seeded_violation_is_found(source, part):
 IMPORT_ALL = """
 import importlib, json, sys
 
+BLOCKED = {
+    'rclpy', 'sensor_msgs', 'geometry_msgs', 'std_msgs',
+    'tensorrt', 'tensorrt_lean', 'tensorrt_rtx', 'onnxruntime',
+}
+
 class Refuse:
     def find_spec(self, name, path=None, target=None):
-        if name.split('.')[0] in {'rclpy', 'tensorrt', 'sensor_msgs', 'geometry_msgs', 'std_msgs'}:
+        if name.split('.')[0] in BLOCKED:
             raise ModuleNotFoundError(f'{name} is blocked by the test', name=name)
 
 sys.meta_path.insert(0, Refuse())

@@ -1,0 +1,282 @@
+"""A cache of captured CUDA graphs: bounded, least recently used out first, safe under threads.
+
+Names and order follow roboflow/inference's TRTCudaGraphCache (shared research, roboflow.md A1);
+what differs is what breaks there (A5): entries are leased, so that a purge never pulls one from
+under a running call; two threads that miss the same key make it once; one cache serves one engine.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+import torch
+
+from ..datatypes import require
+from .specs import normalized
+
+ENABLING_VARIABLE = (
+    'ENABLE_AUTO_CUDA_GRAPHS_FOR_TRT_BACKEND'  # the reference's name, roboflow.md A1
+)
+DEFAULT_CAPACITY = 8  # the reference's, in each of its models
+
+GraphKey = tuple[tuple, torch.dtype, torch.device]
+
+
+class Entry(Protocol):
+    """What a cache holds: device memory that a launch may still be using.
+
+    nbytes: device memory. captured: whether it holds a graph (or was refused one).
+    """
+
+    nbytes: int
+    captured: bool
+
+    def wait(self) -> None:
+        """Return when its last launch has finished on the device."""
+        ...
+
+    def close(self) -> None:
+        """Give back its memory; it is never used again."""
+        ...
+
+
+E = TypeVar('E', bound=Entry)
+
+
+@dataclass
+class _Slot(Generic[E]):
+    entry: E
+    users: int = 0
+    doomed: bool = False  # removed while in use: its last user closes it
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+@dataclass(frozen=True)
+class CacheStats:
+    """Counters since the cache was made, and what it holds now (oldest first, in bytes)."""
+
+    capacity: int
+    hits: int
+    misses: int
+    captures: int
+    failed_captures: int
+    evictions: int
+    entry_bytes: dict[GraphKey, int]
+
+    @property
+    def nbytes(self) -> int:
+        """Device memory of all entries."""
+        return sum(self.entry_bytes.values())
+
+
+def graph_key(inputs: Mapping[str, torch.Tensor]) -> GraphKey:
+    """Return (shape, dtype, device); of several inputs that differ, tuples of shapes.
+
+    The dtype and device are the first input's: an engine's specs fix the others.
+    """
+    shapes = [tuple(tensor.shape) for tensor in inputs.values()]
+    first = next(iter(inputs.values()))
+    same = all(shape == shapes[0] for shape in shapes)
+    return shapes[0] if same else tuple(shapes), first.dtype, normalized(first.device)
+
+
+def _normalized_key(key: GraphKey) -> GraphKey:
+    shape, dtype, device = key
+    return tuple(shape), dtype, normalized(device)
+
+
+def _flush_allocator() -> None:
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+class CudaGraphCache(Generic[E]):
+    """Up to `capacity` entries of one engine, by (input shape, dtype, device).
+
+    Every method may be called from any thread at any time. flush is called once at the end of
+    every purge and removal (not on eviction): by default torch's empty_cache.
+    """
+
+    def __init__(self, capacity: int, flush: Callable[[], None] = _flush_allocator) -> None:
+        self._check(capacity)
+        self._capacity = capacity
+        self._flush = flush
+        self._slots: OrderedDict[GraphKey, _Slot[E]] = OrderedDict()
+        self._building: set[GraphKey] = set()
+        self._changed = threading.Condition()
+        self._owner: object | None = None
+        self._hits = self._misses = self._captures = self._failures = self._evictions = 0
+
+    @staticmethod
+    def _check(capacity: int) -> None:
+        require(
+            isinstance(capacity, int) and capacity >= 1,
+            f'CUDA graph cache capacity is {capacity}, must be a whole number of at least 1; to'
+            ' run without graphs, use no cache',
+        )
+
+    @property
+    def capacity(self) -> int:
+        """Largest number of entries."""
+        return self._capacity
+
+    def resize(self, capacity: int) -> None:
+        """Change the capacity; evicts what no longer fits."""
+        self._check(capacity)
+        with self._changed:
+            self._capacity = capacity
+            dropped = self._overflow()
+        self._retire(dropped)
+
+    def bind(self, engine: object) -> None:
+        """Tie the cache to its engine; raises ValueError when it serves another one.
+
+        Its keys hold no engine: shared, it would replay the other network's graph.
+        """
+        with self._changed:
+            require(
+                self._owner is None or self._owner is engine,
+                f'this CUDA graph cache serves {self._owner}, not {engine}: make one cache for'
+                ' each engine',
+            )
+            self._owner = engine
+
+    def get_current_size(self) -> int:
+        """Number of entries."""
+        with self._changed:
+            return len(self._slots)
+
+    def list_keys(self) -> list[GraphKey]:
+        """Keys, least recently used first."""
+        with self._changed:
+            return list(self._slots)
+
+    def __contains__(self, key: GraphKey) -> bool:
+        with self._changed:
+            return _normalized_key(key) in self._slots
+
+    def safe_remove(self, key: GraphKey) -> None:
+        """Remove one entry; nothing happens when there is none."""
+        with self._changed:
+            slot = self._slots.pop(_normalized_key(key), None)
+        if slot is not None:
+            self._retire([slot])
+            self._flush()
+
+    def purge(self, n_oldest: int | None = None) -> None:
+        """Remove the n least recently used entries, or all; an entry in use goes with that use."""
+        with self._changed:
+            count = len(self._slots) if n_oldest is None else max(0, n_oldest)
+            dropped = [self._pop_oldest() for _ in range(min(count, len(self._slots)))]
+        self._retire(dropped)
+        self._flush()
+
+    def stats(self) -> CacheStats:
+        """Counters and memory."""
+        with self._changed:
+            return CacheStats(
+                self._capacity, self._hits, self._misses, self._captures, self._failures,
+                self._evictions, {key: slot.entry.nbytes for key, slot in self._slots.items()},
+            )  # fmt: skip
+
+    @contextmanager
+    def lease(self, key: GraphKey, make: Callable[[], E]) -> Iterator[E]:
+        """Hold the entry of a key, alone: made by make() on a miss, by one thread only.
+
+        Until the block ends nothing releases the entry. What make raises passes through, and the
+        next caller tries again.
+        """
+        slot = self._acquire(_normalized_key(key), make)
+        try:
+            with slot.lock:
+                yield slot.entry
+        finally:
+            self._release(slot)
+
+    def _acquire(self, key: GraphKey, make: Callable[[], E]) -> _Slot[E]:
+        with self._changed:
+            while key in self._building:
+                self._changed.wait()
+            slot = self._slots.get(key)
+            if slot is not None:
+                self._slots.move_to_end(key)
+                slot.users += 1
+                self._hits += 1
+                return slot
+            self._building.add(key)
+            self._misses += 1
+        return self._add(key, make)
+
+    def _add(self, key: GraphKey, make: Callable[[], E]) -> _Slot[E]:
+        dropped: list[_Slot[E]] = []
+        try:
+            slot = _Slot(make(), users=1)
+            with self._changed:
+                self._slots[key] = slot
+                self._captures += slot.entry.captured
+                self._failures += not slot.entry.captured
+                dropped = self._overflow()
+        finally:
+            with self._changed:
+                self._building.discard(key)
+                self._changed.notify_all()
+        self._retire(dropped)
+        return slot
+
+    def _overflow(self) -> list[_Slot[E]]:
+        """Take out what exceeds the capacity; the caller holds the lock."""
+        count = max(0, len(self._slots) - self._capacity)
+        self._evictions += count
+        return [self._pop_oldest() for _ in range(count)]
+
+    def _pop_oldest(self) -> _Slot[E]:
+        return self._slots.popitem(last=False)[1]
+
+    def _release(self, slot: _Slot[E]) -> None:
+        with self._changed:
+            slot.users -= 1
+            closing = slot.doomed and slot.users == 0
+        if closing:
+            self._close(slot)
+
+    def _retire(self, slots: list[_Slot[E]]) -> None:
+        """Close slots that are out of the cache, now or when their last user leaves."""
+        for slot in slots:
+            with self._changed:
+                slot.doomed = True
+                closing = slot.users == 0
+            if closing:
+                self._close(slot)
+
+    @staticmethod
+    def _close(slot: _Slot[E]) -> None:
+        slot.entry.wait()
+        slot.entry.close()
+
+
+def graphs_enabled_by_environment() -> bool:
+    """Whether ENABLE_AUTO_CUDA_GRAPHS_FOR_TRT_BACKEND asks for graphs; unset means no.
+
+    Raises ValueError for a word that is neither yes nor no.
+    """
+    word = os.environ.get(ENABLING_VARIABLE, '').strip().lower()
+    require(
+        word in ('', '0', '1', 'true', 'false', 'yes', 'no', 'on', 'off'),
+        f'{ENABLING_VARIABLE} is "{word}", must be true or false',
+    )
+    return word in ('1', 'true', 'yes', 'on')
+
+
+def establish_cuda_graph_cache(
+    default_capacity: int = DEFAULT_CAPACITY, cache: CudaGraphCache | None = None
+) -> CudaGraphCache | None:
+    """Return the caller's cache, else a new one if the environment asks for graphs, else None."""
+    if cache is not None:
+        return cache
+    return CudaGraphCache(default_capacity) if graphs_enabled_by_environment() else None

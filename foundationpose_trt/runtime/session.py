@@ -1,0 +1,125 @@
+"""A network ready to run: checked inputs, CUDA graphs behind a cache, whatever the back end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from ..datatypes import require
+from .cuda_graph import GraphEntry, LaunchOrder
+from .engine import Engine
+from .graph_cache import DEFAULT_CAPACITY, CudaGraphCache, graph_key
+from .specs import check_inputs
+
+
+class Session:
+    """Runs one engine; shared by threads.
+
+    Outputs of an engine on CUDA are views into buffers of their shape's entry: they hold until
+    the next run() at that shape, from whatever thread. Use them on the stream they were made on,
+    or take clone=True, which two threads on one shape need. A hit makes no host sync and, where
+    the inputs are the buffers of input(), no copy.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        cuda_graph_cache: CudaGraphCache | None = None,
+        buffers: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
+        """cuda_graph_cache: None runs without graphs; it must serve no other engine.
+
+        buffers: one tensor per input, as large as the largest batch, that all shapes use from
+        the front as their static input (for a producer that writes them in place). Without them
+        every shape has its own. Raises ValueError for buffers the engine could not read.
+        """
+        self.engine = engine
+        self._buffers = dict(buffers or {})
+        if self._buffers:
+            check_inputs(engine.inputs, self._buffers, engine.device)
+        self._on_cuda = engine.device.type == 'cuda'
+        self._order = LaunchOrder(engine.device) if self._on_cuda else None
+        # for executions that are costly to make, when graphs are off
+        self._plain: CudaGraphCache[GraphEntry] = CudaGraphCache(DEFAULT_CAPACITY)
+        self._graphs: CudaGraphCache[GraphEntry] | None = None
+        self.set_cuda_graph_cache(cuda_graph_cache)
+
+    @property
+    def cuda_graph_cache(self) -> CudaGraphCache[GraphEntry] | None:
+        """The cache in use, None when graphs are off (always, on a CPU)."""
+        return self._graphs
+
+    def set_cuda_graph_cache(self, cache: CudaGraphCache | None) -> None:
+        """Switch graphs on, off or to another cache; the old one's entries are purged.
+
+        May be called while other threads run: their calls end with the cache they began with.
+        """
+        if cache is not None:
+            cache.bind(self.engine)
+        old = self._graphs
+        self._graphs = cache if self._on_cuda and self.engine.graphable else None
+        if old is not None and old is not self._graphs:
+            old.purge()
+
+    @torch.inference_mode()
+    def run(
+        self,
+        inputs: Mapping[str, torch.Tensor],
+        *,
+        disable_cuda_graphs: bool = False,
+        clone: bool = False,
+    ) -> dict[str, torch.Tensor]:
+        """Run the network on the current stream without waiting; outputs by name.
+
+        Raises ValueError naming an input of wrong name, shape, dtype, device or layout.
+        """
+        check_inputs(self.engine.inputs, inputs, self.engine.device)
+        cache = None if disable_cuda_graphs else self._graphs
+        if cache is None and (self.engine.light or not self._on_cuda):
+            outputs = self.engine.execution(inputs).enqueue()
+            return {k: v.clone() for k, v in outputs.items()} if clone else outputs
+        capture, cache = cache is not None, cache or self._plain
+        with cache.lease(graph_key(inputs), lambda: self._entry(inputs, capture)) as entry:
+            return entry.launch(inputs, clone)
+
+    @torch.inference_mode()
+    def input(self, name: str, batch: int) -> torch.Tensor:
+        """Return the static buffer of an input at a batch, for a producer to write in place.
+
+        Given to run() in all inputs, nothing is copied. On a CPU or without graphs there is no
+        such buffer: a new tensor comes instead (the shared one, if the session has buffers).
+        Raises ValueError for an unknown name or a batch larger than the shared buffer.
+        """
+        spec = next((spec for spec in self.engine.inputs if spec.name == name), None)
+        known = [spec.name for spec in self.engine.inputs]
+        require(spec is not None, f'{self.engine.name} has no input "{name}", only {known}')
+        assert spec is not None
+        if name in self._buffers:
+            whole = self._buffers[name]
+            require(batch <= len(whole), f'batch is {batch}, the buffer {name} holds {len(whole)}')
+            return whole[:batch]
+        if self._graphs is None:
+            return torch.empty(spec.sized(batch), dtype=spec.dtype, device=self.engine.device)
+        wanted = self._empty(batch)
+        with self._graphs.lease(graph_key(wanted), lambda: self._entry(wanted, True)) as entry:
+            return entry.inputs[name]
+
+    def _empty(self, batch: int) -> dict[str, torch.Tensor]:
+        return {
+            spec.name: torch.zeros(spec.sized(batch), dtype=spec.dtype, device=self.engine.device)
+            for spec in self.engine.inputs
+        }
+
+    def _entry(self, inputs: Mapping[str, torch.Tensor], capture: bool) -> GraphEntry:
+        """Make the entry of these inputs' shape, with buffers of its own or the shared ones."""
+        assert self._order is not None
+        buffers = {}
+        for spec in self.engine.inputs:
+            batch = len(inputs[spec.name])
+            shared = self._buffers.get(spec.name)
+            fits = shared is not None and batch <= len(shared)
+            buffers[spec.name] = (
+                shared[:batch] if fits and shared is not None else inputs[spec.name].clone()
+            )
+        return GraphEntry(self.engine, buffers, self._order, capture)
