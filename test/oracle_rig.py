@@ -136,6 +136,7 @@ class OracleScorer:
 
     calls: list[int] = field(default_factory=list)
     ranked: list[tuple[int, ...]] = field(default_factory=list)
+    width: float = 1.0
 
     def extract(self, rendered: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
         self.calls.append(len(rendered))

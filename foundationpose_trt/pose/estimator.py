@@ -14,6 +14,7 @@ import torch
 from ..datatypes import CameraIntrinsics, Frame, Outcome, PoseEstimate, PoseQuality, require
 from .crops import REFINER_CROP, SCORER_CROP, ObservedImages
 from .hypotheses import initial_translation, rotation_grid
+from .inference import PoseInference
 from .mesh import ObjectMesh
 from .observation import Uploader
 from .quality import depth_evidence
@@ -52,6 +53,7 @@ class EstimatorSettings:
     min_mask_depth_px: int = 4  # foundationpose.md §3.4
     chunk: int = 0
     symmetries: tuple[tuple[float, ...], ...] = ()  # row-major 3x3 rotations besides identity
+    cuda_graph_cache_capacity: int = 0  # graphs kept per network, one per number of crops
 
     def __post_init__(self) -> None:
         require(len(self.schedule) > 0, 'schedule is empty: give at least one RegisterStage')
@@ -67,6 +69,11 @@ class EstimatorSettings:
         require(
             0 <= self.min_depth_m < self.max_depth_m,
             f'depth range {self.min_depth_m}..{self.max_depth_m} m: min must be below max',
+        )
+        require(
+            self.cuda_graph_cache_capacity >= 0,
+            f'cuda_graph_cache_capacity is {self.cuda_graph_cache_capacity}, must be 0 (no CUDA'
+            ' graphs) or more',
         )
         require(self.chunk >= 0, f'chunk is {self.chunk}, must be 0 (by device) or more')
         for symmetry in self.symmetries:
@@ -100,6 +107,9 @@ class PoseEstimator:
         by_device = CPU_CHUNK if self.device.type == 'cpu' else len(rotations)
         chunk = min(self.settings.chunk or by_device, len(rotations))
         self._views = ViewWriter(mesh, chunk, networks.dtype, self.device)
+        self.inference = PoseInference(
+            networks, self._views.crops, self.settings.cuda_graph_cache_capacity
+        )
         self._uploader: Uploader | None = None
 
     def warm_up(self, intrinsics: CameraIntrinsics) -> None:
@@ -217,7 +227,7 @@ class PoseEstimator:
         refined = []
         for part in poses.split(self._views.capacity):
             rendered, observed = self._views.write(part, images, REFINER_CROP, size)
-            update = self.networks.refiner(rendered, observed)
+            update = self.inference.refine(rendered, observed)
             refined.append(apply_update(part, update, self._radius_m))
         return torch.cat(refined)
 
@@ -226,10 +236,10 @@ class PoseEstimator:
     ) -> torch.Tensor:
         """Logits (N,) of all poses against each other; features in chunks, ranking at once."""
         features = [
-            self.networks.scorer.extract(*self._views.write(part, images, SCORER_CROP, size))
+            self.inference.features(*self._views.write(part, images, SCORER_CROP, size))
             for part in poses.split(self._views.capacity)
         ]
-        return self.networks.scorer.rank(torch.cat(features)[None])[0].float()
+        return self.inference.rank(torch.cat(features)[None])[0].float()
 
     def _evidence(
         self, poses: torch.Tensor, images: ObservedImages, size: tuple[int, ...]

@@ -37,6 +37,11 @@ class ViewWriter:
         self._rendered = torch.empty(shape, dtype=dtype, device=device, memory_format=layout)
         self._observed = torch.empty(shape, dtype=dtype, device=device, memory_format=layout)
 
+    @property
+    def crops(self) -> dict[str, torch.Tensor]:
+        """The buffers by the networks' input names; write() fills them from the front."""
+        return {'inputA': self._rendered, 'inputB': self._observed}
+
     def write(
         self, poses: torch.Tensor, images: ObservedImages, spec: CropSpec, size: tuple[int, ...]
     ) -> tuple[torch.Tensor, torch.Tensor]:

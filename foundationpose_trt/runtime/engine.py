@@ -13,10 +13,13 @@ from .specs import TensorSpec
 class Execution(Protocol):
     """A network set up for one shape: reads its bound inputs, writes its own outputs.
 
-    nbytes: device memory of its own, without the inputs. Not thread-safe.
+    Not thread-safe.
     """
 
-    nbytes: int
+    @property
+    def nbytes(self) -> int:
+        """Device memory of its own, without the inputs."""
+        ...
 
     def enqueue(self) -> dict[str, torch.Tensor]:
         """Launch on the current stream without waiting; returns the outputs by name.

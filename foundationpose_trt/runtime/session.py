@@ -100,16 +100,13 @@ class Session:
             require(batch <= len(whole), f'batch is {batch}, the buffer {name} holds {len(whole)}')
             return whole[:batch]
         if self._graphs is None:
-            return torch.empty(spec.sized(batch), dtype=spec.dtype, device=self.engine.device)
+            return spec.empty(batch, self.engine.device)
         wanted = self._empty(batch)
         with self._graphs.lease(graph_key(wanted), lambda: self._entry(wanted, True)) as entry:
             return entry.inputs[name]
 
     def _empty(self, batch: int) -> dict[str, torch.Tensor]:
-        return {
-            spec.name: torch.zeros(spec.sized(batch), dtype=spec.dtype, device=self.engine.device)
-            for spec in self.engine.inputs
-        }
+        return {spec.name: spec.empty(batch, self.engine.device) for spec in self.engine.inputs}
 
     def _entry(self, inputs: Mapping[str, torch.Tensor], capture: bool) -> GraphEntry:
         """Make the entry of these inputs' shape, with buffers of its own or the shared ones."""

@@ -17,11 +17,15 @@ ALIGNMENT_BYTES = (
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Name, shape and dtype of one input or output; shape[0] may be BATCH, the rest is fixed."""
+    """Name, shape and dtype of one input or output; shape[0] may be BATCH, the rest is fixed.
+
+    layout: the order in memory that the network reads (torch.channels_last for 4-D only).
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
+    layout: torch.memory_format = torch.contiguous_format
 
     def __post_init__(self) -> None:
         fixed = self.shape[1:] if self.shape[:1] == (BATCH,) else self.shape
@@ -34,6 +38,13 @@ class TensorSpec:
     def sized(self, batch: int) -> tuple[int, ...]:
         """Return the shape at a batch."""
         return (batch, *self.shape[1:]) if self.shape[:1] == (BATCH,) else self.shape
+
+    def empty(self, batch: int, device: torch.device) -> torch.Tensor:
+        """Return memory for a batch, in this layout, zeroed."""
+        shape = self.sized(batch)
+        return torch.zeros(shape, dtype=self.dtype, device=device).contiguous(
+            memory_format=self.layout
+        )
 
     def admits(self, shape: Sequence[int]) -> bool:
         """Whether a tensor of this shape fits."""
@@ -75,7 +86,7 @@ def _fits(spec: TensorSpec, tensor: torch.Tensor | None, device: torch.device) -
         and spec.admits(tensor.shape)
         and tensor.dtype == spec.dtype
         and tensor.device == device
-        and tensor.is_contiguous()
+        and tensor.is_contiguous(memory_format=spec.layout)
         and (device.type != 'cuda' or tensor.data_ptr() % ALIGNMENT_BYTES == 0)
     )
 
@@ -116,9 +127,10 @@ def _check_one(spec: TensorSpec, tensor: torch.Tensor, device: torch.device) -> 
         f' .to({str(device)!r})',
     )
     require(
-        tensor.is_contiguous(),
+        tensor.is_contiguous(memory_format=spec.layout),
         f'input {name} has strides {tensor.stride()} for shape {tuple(tensor.shape)}: it must be'
-        ' contiguous, the network would read its memory in another order; call .contiguous()',
+        f' contiguous ({spec.layout}), the network would read its memory in another order; call'
+        f' .contiguous(memory_format={spec.layout})',
     )
     require(
         device.type != 'cuda' or tensor.data_ptr() % ALIGNMENT_BYTES == 0,

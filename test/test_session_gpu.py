@@ -1,0 +1,184 @@
+"""Sessions on a GPU: a graph changes nothing but the time, under threads and across streams."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+
+from foundationpose_trt.runtime.graph_cache import CudaGraphCache
+from foundationpose_trt.runtime.session import Session
+from foundationpose_trt.runtime.specs import BATCH, TensorSpec
+from foundationpose_trt.runtime.torch_engine import TorchEngine
+
+pytestmark = pytest.mark.gpu
+WIDTH = 64  # floats of one item: 256 bytes, so that every slice is aligned
+INPUT = TensorSpec('a', (BATCH, WIDTH), torch.float32)
+OUTPUT = TensorSpec('y', (BATCH, WIDTH), torch.float32)
+
+
+def network() -> torch.nn.Module:
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(WIDTH, 256), torch.nn.GELU(), torch.nn.Linear(256, WIDTH)]
+    return torch.nn.Sequential(*layers).cuda().eval()
+
+
+def graphed(capacity: int = 4) -> tuple[Session, torch.nn.Module]:
+    net = network()
+    engine = TorchEngine('net', net, (INPUT,), (OUTPUT,), 'cuda')
+    return Session(engine, CudaGraphCache(capacity)), net
+
+
+def noise(batch: int, seed: int) -> torch.Tensor:
+    return torch.randn(batch, WIDTH, generator=torch.Generator().manual_seed(seed)).cuda()
+
+
+@pytest.mark.parametrize('batch', [1, 4, 17])
+def test_capture_replay_and_eager_agree_and_follow_their_input(batch):
+    session, _ = graphed()
+    first, second = noise(batch, 1), noise(batch, 2)
+    eager = [
+        session.run({'a': x}, disable_cuda_graphs=True, clone=True)['y'] for x in (first, second)
+    ]
+    captured = session.run({'a': first}, clone=True)['y']
+    replayed = [session.run({'a': x}, clone=True)['y'] for x in (first, second, first)]
+    assert torch.equal(captured, eager[0]) and torch.equal(replayed[0], eager[0])
+    assert torch.equal(replayed[1], eager[1]) and torch.equal(replayed[2], eager[0])
+    assert not torch.equal(replayed[0], replayed[1])
+    stats = session.cuda_graph_cache.stats()
+    assert (stats.captures, stats.hits, stats.misses, stats.failed_captures) == (1, 3, 1, 0)
+    assert stats.nbytes >= 2 * batch * WIDTH * 4
+
+
+def test_outputs_are_views_that_the_next_run_overwrites():
+    session, _ = graphed()
+    view = session.run({'a': noise(2, 1)})['y']
+    kept = view.clone()
+    again = session.run({'a': noise(2, 2)})['y']
+    assert view.data_ptr() == again.data_ptr() and not torch.equal(view, kept)
+    copy = session.run({'a': noise(2, 1)}, clone=True)['y']
+    session.run({'a': noise(2, 2)})
+    assert torch.equal(copy, kept)
+
+
+def test_a_hit_neither_waits_nor_allocates():
+    session, _ = graphed()
+    buffer = session.input('a', 3)
+    buffer.copy_(noise(3, 1))
+    session.run({'a': buffer})
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_stats()['allocation.all.allocated']
+    torch.cuda.set_sync_debug_mode('error')
+    try:
+        for _ in range(10):
+            session.run({'a': buffer})
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
+    assert torch.cuda.memory_stats()['allocation.all.allocated'] == before
+
+
+def test_streams_wait_for_one_another():
+    """The producer is slow and on another stream; nobody waits on the host."""
+    session, net = graphed()
+    session.run({'a': noise(64, 0)})
+    expected = net(noise(64, 3))
+    for _ in range(20):
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            late = torch.zeros(64, WIDTH, device='cuda')
+            torch.cuda._sleep(2_000_000)
+            late.copy_(noise(64, 3))
+            got = session.run({'a': late}, clone=True)['y']
+        torch.cuda.current_stream().wait_stream(stream)
+        torch.testing.assert_close(got, expected)
+
+
+def test_what_cannot_be_captured_runs_without_a_graph_and_says_so_once(caplog):
+    def waits(a: torch.Tensor) -> torch.Tensor:
+        return a * float(a.sum().item() * 0 + 2)  # .item() is forbidden during capture
+
+    engine = TorchEngine('waits', waits, (INPUT,), (OUTPUT,), 'cuda')
+    session = Session(engine, CudaGraphCache(2))
+    x = noise(2, 1)
+    for _ in range(3):
+        torch.testing.assert_close(session.run({'a': x}, clone=True)['y'], x * 2)
+    assert len([r for r in caplog.records if 'cannot be captured' in r.message]) == 1
+    stats = session.cuda_graph_cache.stats()
+    assert (stats.failed_captures, stats.captures, stats.hits) == (1, 0, 2)
+    y = noise(2, 2) @ noise(WIDTH, 3)[:, :2]  # the device is well afterwards
+    assert bool(y.isfinite().all())
+
+
+def test_ten_thousand_mixed_shapes_with_purges_from_another_thread_keep_memory_flat():
+    session, net = graphed(3)
+    samples = {batch: noise(batch, batch) for batch in range(1, 7)}
+    expected = {batch: net(x).clone() for batch, x in samples.items()}
+    stop = threading.Event()
+
+    def purge() -> None:
+        while not stop.wait(0.02):
+            session.cuda_graph_cache.purge(1)
+
+    def rounds(count: int) -> None:
+        for step in range(count):
+            batch = 1 + (step * 5) % 6 if step % 50 == 0 else 1 + step // 50 % 3
+            got = session.run({'a': samples[batch]}, clone=True)['y']
+            if step % 97 == 0:
+                torch.testing.assert_close(got, expected[batch])
+
+    purger = threading.Thread(target=purge)
+    purger.start()
+    try:
+        rounds(2000)
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        rounds(8000)
+    finally:
+        stop.set()
+        purger.join(10)
+    session.cuda_graph_cache.purge()
+    torch.cuda.synchronize()
+    assert torch.cuda.memory_allocated() <= before
+
+
+def test_threads_that_share_a_session_get_their_own_answers():
+    session, net = graphed(2)
+    failures: list[int] = []
+
+    def work(seed: int) -> None:
+        x = noise(4, seed)
+        want = net(x)
+        for _ in range(200):
+            got = session.run({'a': x}, clone=True)['y']
+            if not torch.allclose(got, want, atol=1e-5):
+                failures.append(seed)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not failures and session.cuda_graph_cache.stats().captures == 1
+
+
+def test_a_graph_may_be_captured_while_another_thread_uses_the_device():
+    session, net = graphed(16)
+    stop, errors = threading.Event(), []
+
+    def busy() -> None:
+        while not stop.is_set():
+            x = torch.randn(256, 256, device='cuda')
+            if not bool((x @ x).isfinite().all()):
+                errors.append('not finite')
+
+    thread = threading.Thread(target=busy)
+    thread.start()
+    try:
+        for batch in range(1, 13):
+            x = noise(batch, batch)
+            torch.testing.assert_close(session.run({'a': x}, clone=True)['y'], net(x))
+    finally:
+        stop.set()
+        thread.join(10)
+    assert not errors and session.cuda_graph_cache.stats().captures == 12
