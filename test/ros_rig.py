@@ -98,7 +98,13 @@ class Rig:
         self.tracker = ScriptedTracker()
         overrides = [Parameter('mesh_file_path', value='unused.obj')]
         overrides += [Parameter(name, value=value) for name, value in parameters.items()]
-        built = BuiltTracker(self.tracker, self.tracker.warm_up, 'a scripted tracker')
+        self.graph_capacities = []  # as the worker was told
+        built = BuiltTracker(
+            self.tracker,
+            self.tracker.warm_up,
+            'a scripted tracker',
+            self.graph_capacities.append,
+        )
         self.node = NotingNode(
             lambda _: built, context=self.context, parameter_overrides=overrides
         )

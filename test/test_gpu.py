@@ -92,6 +92,31 @@ def test_register_and_track_never_wait_but_for_the_result(weights, precision, sc
     assert tracked.quality.rendered > 3000 and np.isfinite(scores).all()
 
 
+@pytest.mark.parametrize('precision', ['fp32', 'fp16'])
+def test_cuda_graphs_change_nothing_and_never_wait(weights, precision):
+    plain = estimator_of(weights, precision, schedule=PRUNED_SCHEDULE)
+    graphed = estimator_of(
+        weights, precision, schedule=PRUNED_SCHEDULE, cuda_graph_cache_capacity=8
+    )
+    captures = {name: stats.captures for name, stats in graphed.inference.stats().items()}
+    assert captures == {'refiner': 4, 'scorer': 3}  # 252, 48, 12 crops; the refiner also tracks 1
+    for seed in range(3):
+        truth = pose_of(seed)
+        frame, mask = frame_of(truth, wall_m=1.0)
+        with no_host_sync():
+            registered, tracked = graphed.register(frame, mask), graphed.track(frame, truth)
+        for with_graph, without in (
+            (tracked, plain.track(frame, truth)),
+            (registered, plain.register(frame, mask)),
+        ):
+            turn_deg, shift_mm = errors(with_graph.camera_from_object, without.camera_from_object)
+            assert turn_deg < 0.02 and shift_mm < 0.02
+    for name, stats in graphed.inference.stats().items():
+        assert (stats.captures, stats.failed_captures) == (captures[name], 0)
+    graphed.inference.set_cuda_graph_cache_capacity(0)
+    assert graphed.track(frame, truth).outcome is Outcome.OK and not graphed.inference.stats()
+
+
 def test_chunks_never_wait_either(weights):
     estimator = estimator_of(weights, 'fp16', schedule=PRUNED_SCHEDULE, chunk=100)
     with no_host_sync():

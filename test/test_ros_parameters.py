@@ -50,6 +50,7 @@ class Sample:
     count: int = parameter(3, 'how many', limits=(1, 5))
     mode: str = parameter('a', 'which', choices=('a', 'b'))
     on: bool = parameter(True, 'whether')
+    level: int = parameter(0, 'how deep', limits=(0, 9), live=True)
 
     def __post_init__(self):
         check_values(self)
@@ -65,6 +66,9 @@ def test_declares_described_ranged_read_only_parameters(context):
     assert (count.integer_range[0].from_value, count.integer_range[0].to_value) == (1, 5)
     assert mode.additional_constraints == 'one of a, b'
     assert not node.set_parameters([Parameter('count', value=4)])[0].successful
+    assert not node.describe_parameter('level').read_only
+    assert node.set_parameters([Parameter('level', value=9)])[0].successful
+    assert not node.set_parameters([Parameter('level', value=10)])[0].successful
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 pytest.importorskip('rclpy', reason='ROS 2 (rclpy) is not installed')
+from rclpy.parameter import Parameter
 from ros_rig import CAMERA, MS, Rig
 
 from foundationpose_trt.datatypes import TrackingState
@@ -65,6 +66,21 @@ def test_state_outcome_and_latencies_are_published(make_rig):
     # the image claims to be from 2023: its age is years, which only the image's stamp explains
     assert len(values['age_ms']) == 2 and values['age_ms'][0] > 1e10
     assert values['dropped'] == [0, 0]
+
+
+def test_graph_capacity_may_be_set_while_running_and_nothing_else(make_rig):
+    rig = tracking_rig(make_rig)
+
+    def accepted(name: str, value: int) -> bool:
+        return rig.node.set_parameters([Parameter(name, value=value)])[0].successful
+
+    assert accepted('cuda_graph_cache_capacity', 3)
+    assert not accepted('cuda_graph_cache_capacity', 65) and not accepted('lost_after', 3)
+    assert rig.graph_capacities == []  # the worker's to change, between two frames
+    rig.frame(START_NS + 33 * MS)
+    rig.until(lambda: len(rig.heard['pose']) == 2)
+    assert rig.graph_capacities == [3]
+    assert rig.node.get_parameter('cuda_graph_cache_capacity').value == 3
 
 
 def test_warms_up_on_the_first_camera_info_before_any_image(make_rig):

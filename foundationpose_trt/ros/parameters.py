@@ -22,19 +22,27 @@ def parameter(
     unit: str = '',
     limits: tuple[float, float] | None = None,
     choices: tuple[str, ...] = (),
+    live: bool = False,
 ) -> Any:
     """Return a dataclass field that is one ROS parameter.
 
-    limits: inclusive, in the parameter's own unit; choices: the strings allowed.
+    limits: inclusive, in the parameter's own unit; choices: the strings allowed; live: may be
+    set while the node runs.
     """
-    metadata = {'description': description, 'unit': unit, 'limits': limits, 'choices': choices}
+    metadata = {
+        'description': description,
+        'unit': unit,
+        'limits': limits,
+        'choices': choices,
+        'live': live,
+    }
     return field(default=default, metadata=metadata)
 
 
 def declare(node: Node, kind: type[Parameters]) -> Parameters:
     """Declare every field of a parameter dataclass on a node and return the values in force.
 
-    All are read-only: they are fixed when the node starts. Raises ValueError naming the
+    All but the live ones are read-only: fixed when the node starts. Raises ValueError naming the
     parameter, its value and what is allowed.
     """
     values = {}
@@ -90,7 +98,7 @@ def describe(spec: Field[Any]) -> ParameterDescriptor:
         name=spec.name,
         description=spec.metadata['description'] + unit,
         additional_constraints=f'one of {", ".join(choices)}' if choices else '',
-        read_only=True,
+        read_only=not spec.metadata['live'],
     )
     if limits and isinstance(spec.default, int):
         descriptor.integer_range = [

@@ -30,6 +30,7 @@ class BuiltTracker(NamedTuple):
     tracker: ObjectTracker
     warm_up: Callable[[CameraIntrinsics], None]
     description: str
+    set_cuda_graph_cache_capacity: Callable[[int], None] = lambda capacity: None
 
 
 def build_tracker(parameters: TrackerParameters) -> BuiltTracker:
@@ -45,7 +46,8 @@ def build_tracker(parameters: TrackerParameters) -> BuiltTracker:
         f' weights {networks.name} on {device}, {precision}'
     )
     tracker = ObjectTracker(estimator, tracker_settings(parameters))
-    return BuiltTracker(tracker, estimator.warm_up, description)
+    set_capacity = estimator.inference.set_cuda_graph_cache_capacity
+    return BuiltTracker(tracker, estimator.warm_up, description, set_capacity)
 
 
 def choose_device(device: str) -> str:
@@ -82,6 +84,7 @@ def estimator_settings(parameters: TrackerParameters, device: str) -> EstimatorS
         track_iterations=parameters.track_refine_iterations,
         min_depth_m=parameters.min_depth_m,
         max_depth_m=parameters.max_depth_m,
+        cuda_graph_cache_capacity=parameters.cuda_graph_cache_capacity,
     )
 
 

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
+from rclpy.parameter import Parameter
 from rclpy.qos import QoSPolicyKind, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, Image
@@ -71,6 +73,9 @@ class TrackerNode(Node):
         built = build(self.parameters)
         self.get_logger().info(f'tracking {built.description}')
         self._tracker, self._warm_up_tracker = built.tracker, built.warm_up
+        self._set_graph_capacity = built.set_cuda_graph_cache_capacity
+        self._graph_capacity: int | None = None  # set while running, not yet in force
+        self.add_on_set_parameters_callback(self._on_set_parameters)
         self._warm = False
         self._intrinsics: CameraIntrinsics | None = None
         self._matcher = NewestMatcher(
@@ -121,6 +126,12 @@ class TrackerNode(Node):
         self.create_timer(
             CHECK_PERIOD_S, self._check_inputs, clock=Clock(clock_type=ClockType.STEADY_TIME)
         )
+
+    def _on_set_parameters(self, parameters: Sequence[Parameter]) -> SetParametersResult:
+        for given in parameters:
+            if given.name == 'cuda_graph_cache_capacity':
+                self._graph_capacity = given.value
+        return SetParametersResult(successful=True)
 
     def _on_camera_info(self, message: CameraInfo) -> None:
         self._silence.heard('camera_info', time.monotonic())
@@ -206,6 +217,7 @@ class TrackerNode(Node):
     # The worker's thread.
 
     def _process(self, job: Job) -> None:
+        self._apply_graph_capacity()
         self._warm_up(job.intrinsics)
         if job.frames is None:
             return
@@ -243,6 +255,12 @@ class TrackerNode(Node):
         self._warm_up_tracker(intrinsics)
         self._warm = True
         self.get_logger().info(f'warm after {time.monotonic() - start_s:.2f} s')
+
+    def _apply_graph_capacity(self) -> None:
+        capacity, self._graph_capacity = self._graph_capacity, None
+        if capacity is not None:
+            self._set_graph_capacity(capacity)
+            self.get_logger().info(f'cuda_graph_cache_capacity is now {capacity}')
 
     def _reject(self, error: RejectedMessage) -> None:
         name = error.rejection.value

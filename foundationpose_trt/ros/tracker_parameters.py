@@ -36,6 +36,10 @@ class TrackerParameters:
     track_refine_iterations: int = parameter(
         2, 'refinements of the last pose per tracked frame', '', (1, 20)
     )
+    cuda_graph_cache_capacity: int = parameter(
+        0, 'CUDA graphs kept per network, one per number of crops; 0: none; no effect on a CPU',
+        'graphs', (0, 64), live=True,
+    )  # fmt: skip
     min_depth_m: float = parameter(
         0.1, 'nearest distance at which the object is looked for', 'm', (0.0, 100.0)
     )

@@ -22,6 +22,7 @@ class EstimatorChoice:
     device: str
     precision: str
     schedule: str
+    cuda_graphs: int = 0
 
     def networks(self) -> PoseNetworks:
         """Load the weights onto the device."""
@@ -29,11 +30,13 @@ class EstimatorChoice:
 
     def settings(self) -> EstimatorSettings:
         """Return the estimator's settings."""
-        return EstimatorSettings(schedule=SCHEDULES[self.schedule])
+        return EstimatorSettings(
+            schedule=SCHEDULES[self.schedule], cuda_graph_cache_capacity=self.cuda_graphs
+        )
 
 
 def add_estimator_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare --weights, --device, --precision and --schedule."""
+    """Declare --weights, --device, --precision, --schedule and --cuda-graphs."""
     group = parser.add_argument_group('estimator')
     group.add_argument(
         '--weights', metavar='NAME|DIR', help='default: base on CUDA, small on a CPU'
@@ -49,6 +52,13 @@ def add_estimator_arguments(parser: argparse.ArgumentParser) -> None:
         choices=sorted(SCHEDULES),
         help='registration refines all 252 hypotheses five times (full, default on CUDA) or drops'
         ' the poor ones early (pruned, default on a CPU)',
+    )
+    group.add_argument(
+        '--cuda-graphs',
+        type=int,
+        default=0,
+        metavar='N',
+        help='CUDA graphs kept per network; 0 (default): none; no effect on a CPU',
     )
 
 
@@ -67,4 +77,5 @@ def chosen_estimator(options: argparse.Namespace) -> EstimatorChoice:
         device=device,
         precision=options.precision or ('fp16' if on_cuda else 'fp32'),
         schedule=options.schedule or ('full' if on_cuda else 'pruned'),
+        cuda_graphs=options.cuda_graphs,
     )
