@@ -92,7 +92,7 @@ class NotingNode(TrackerNode):
 class Rig:
     """Both nodes in one context; `send` publishes, `until` spins until something holds."""
 
-    def __init__(self, **parameters):
+    def __init__(self, connect=True, **parameters):
         self.context = rclpy.Context()
         rclpy.init(context=self.context)
         self.tracker = ScriptedTracker()
@@ -106,14 +106,15 @@ class Rig:
             self.graph_capacities.append,
         )
         self.node = NotingNode(
-            lambda _: built, context=self.context, parameter_overrides=overrides
+            lambda *_: built, context=self.context, parameter_overrides=overrides
         )
         self.peer = Node('peer', context=self.context)
         self.executor = SingleThreadedExecutor(context=self.context)
         self.executor.add_node(self.node)
         self.executor.add_node(self.peer)
         self.heard = {}
-        self._connect()
+        if connect:
+            self._connect()
 
     def _connect(self):
         self.out = {

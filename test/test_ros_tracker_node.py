@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,6 +13,7 @@ from rclpy.parameter import Parameter
 from ros_rig import CAMERA, MS, Rig
 
 from foundationpose_trt.datatypes import TrackingState
+from foundationpose_trt.ros.build_reports import BuildReports
 from foundationpose_trt.ros.tracker_factory import build_tracker, choose_device
 from foundationpose_trt.ros.tracker_parameters import TrackerParameters
 from foundationpose_trt.ros.worker import WorkerFailed
@@ -225,6 +227,29 @@ def test_a_lost_object_is_told_by_state_and_outcome(make_rig):
     rig.until(lambda: rig.stamps() == [START_NS, START_NS + 66 * MS])
 
 
+def test_build_only_ends_the_node_without_listening(make_rig):
+    node = make_rig(connect=False, build_only=True).node
+    assert node.finished()
+    assert not [s for s in node.subscriptions if s.topic_name == '/image']
+
+
+def test_engine_builds_are_reported_now_and_then():
+    lines = []
+    logger = SimpleNamespace(info=lines.append)
+    quick, slow = BuildReports(logger, interval_s=60.0), BuildReports(logger, interval_s=0.0)
+    for done in (0.0, 0.2, 0.4, 1.0):
+        quick('refiner', done, 'tactics')
+    quick('extractor', 0.5, 'parsing')
+    assert lines == [
+        'building the engine of the refiner: 0%, tactics',
+        'building the engine of the refiner: 100%, tactics',
+        'building the engine of the extractor: 50%, parsing',
+    ]
+    slow('refiner', 0.1, 'a')
+    slow('refiner', 0.2, 'b')
+    assert len(lines) == 5
+
+
 def test_inputs_are_newest_only_best_effort_unless_the_user_says_otherwise(make_rig):
     rig = make_rig(**{'qos_overrides./depth.subscription.reliability': 'reliable'})
     inputs = ('/image', '/depth', '/segmentation', '/camera_info')
@@ -248,6 +273,10 @@ def parameters(tmp_path, **changes):
         ({'mesh_file_path': '/no/such.obj'}, "mesh_file_path '/no/such.obj'.*no such file"),
         ({}, r'mesh_file_path .*mesh_scale 1\).*diameter'),
         ({'mesh_scale': 0.001, 'weights': 'huge'}, "weights 'huge'"),
+        (
+            {'mesh_scale': 0.001, 'device': 'cpu', 'backend': 'tensorrt'},
+            "backend 'tensorrt': .* does not run on device cpu",
+        ),
     ],
 )
 def test_what_cannot_be_loaded_is_refused_by_parameter(tmp_path, changes, words):

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ..datatypes import CameraIntrinsics, Frame, Outcome, PoseEstimate, PoseQuality, require
+from .backends import BackendChoice, NetworkEngines, open_engines
 from .crops import REFINER_CROP, SCORER_CROP, ObservedImages
 from .hypotheses import initial_translation, rotation_grid
 from .inference import PoseInference
@@ -86,8 +87,9 @@ class EstimatorSettings:
 class PoseEstimator:
     """Finds and follows one object in RGB-D frames.
 
-    mesh: the object. networks: both on one device, which is where everything runs. All buffers
-    are allocated here or, per image size, on the first frame of that size (see warm_up).
+    mesh: the object. networks: both on one device, which is where everything runs. engines: what
+    runs them (backends.open_engines), by default torch. All buffers are allocated here or, per
+    image size, on the first frame of that size (see warm_up).
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class PoseEstimator:
         mesh: ObjectMesh,
         networks: PoseNetworks,
         settings: EstimatorSettings | None = None,
+        engines: NetworkEngines | None = None,
     ) -> None:
         self.mesh = mesh
         self.networks = networks
@@ -106,10 +109,11 @@ class PoseEstimator:
         self._radius_m = torch.tensor([mesh.diameter_m / 2], device=self.device)
         by_device = CPU_CHUNK if self.device.type == 'cpu' else len(rotations)
         chunk = min(self.settings.chunk or by_device, len(rotations))
-        self._views = ViewWriter(mesh, chunk, networks.dtype, self.device)
-        self.inference = PoseInference(
-            networks, self._views.crops, self.settings.cuda_graph_cache_capacity
-        )
+        engines = engines or open_engines(networks, BackendChoice('torch'))
+        crop = engines.crop
+        self._views = ViewWriter(mesh, chunk, crop.dtype, self.device, crop.layout)
+        capacity = self.settings.cuda_graph_cache_capacity
+        self.inference = PoseInference(engines, networks, self._views.crops, capacity)
         self._uploader: Uploader | None = None
 
     def warm_up(self, intrinsics: CameraIntrinsics) -> None:

@@ -25,14 +25,19 @@ class ViewWriter:
     """Owns the buffers (capacity, 6, 160, 160) of both halves and the rasterizer of "A"."""
 
     def __init__(
-        self, mesh: ObjectMesh, capacity: int, dtype: torch.dtype, device: torch.device
+        self,
+        mesh: ObjectMesh,
+        capacity: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        layout: torch.memory_format = torch.contiguous_format,
     ) -> None:
+        """layout: of the buffers in memory, as the networks read them."""
         self.capacity = capacity
         self._raster = Rasterizer(MeshBank([mesh], device), capacity)
         self._diameter = torch.tensor([mesh.diameter_m], dtype=torch.float64, device=device)
         self._inverse_radius = torch.full((capacity,), 2 / mesh.diameter_m, device=device)
         self._mesh_index = torch.zeros(capacity, 1, dtype=torch.int32, device=device)
-        layout = torch.channels_last if device.type == 'cuda' else torch.contiguous_format
         shape = (capacity, 6, CROP_PX, CROP_PX)
         self._rendered = torch.empty(shape, dtype=dtype, device=device, memory_format=layout)
         self._observed = torch.empty(shape, dtype=dtype, device=device, memory_format=layout)

@@ -30,13 +30,17 @@ MANIFEST = 'manifest.json'
 
 @dataclass(frozen=True)
 class PoseNetworks:
-    """Refiner and scorer in eval mode with batch norm folded, on one device and precision."""
+    """Refiner and scorer in eval mode with batch norm folded, on one device and precision.
+
+    source: the folder they came from, None for networks made in memory.
+    """
 
     refiner: RefineNet
     scorer: ScoreNet
     name: str
     device: torch.device
     dtype: torch.dtype
+    source: Path | None = None
 
 
 def sha256_of(path: Path) -> str:
@@ -119,7 +123,7 @@ def load_networks(
         network.requires_grad_(False).to(target, PRECISIONS[precision])
         if target.type == 'cuda':
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return PoseNetworks(refiner, scorer, folder.name, target, PRECISIONS[precision])
+    return PoseNetworks(refiner, scorer, folder.name, target, PRECISIONS[precision], folder)
 
 
 def _load_own(folder: Path) -> tuple[RefineNet, ScoreNet]:

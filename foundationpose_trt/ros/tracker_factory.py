@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from foundationpose_trt.datatypes import CameraIntrinsics
+from foundationpose_trt.pose.backends import BackendChoice, Progress, open_engines
 from foundationpose_trt.pose.estimator import (
     FULL_SCHEDULE,
     PRUNED_SCHEDULE,
@@ -33,17 +34,23 @@ class BuiltTracker(NamedTuple):
     set_cuda_graph_cache_capacity: Callable[[int], None] = lambda capacity: None
 
 
-def build_tracker(parameters: TrackerParameters) -> BuiltTracker:
-    """Load mesh and networks; raises ValueError naming the parameter that must change."""
+def build_tracker(parameters: TrackerParameters, report: Progress | None = None) -> BuiltTracker:
+    """Load mesh, networks and engines; raises ValueError naming the parameter that must change.
+
+    report is called while an engine is built.
+    """
     mesh = _load_mesh(parameters)
     device = choose_device(parameters.device)
     weights, precision = choose_networks(parameters, device)
     with _naming(f"weights '{weights}' (precision {precision})"):
         networks = load_networks(weights, device, precision)
-    estimator = PoseEstimator(mesh, networks, estimator_settings(parameters, device))
+    with _naming(f"backend '{parameters.backend}'"):
+        engines = open_engines(networks, backend_choice(parameters), report)
+    settings = estimator_settings(parameters, device)
+    estimator = PoseEstimator(mesh, networks, settings, engines)
     description = (
         f'{mesh.name}: diameter {mesh.diameter_m * 1e3:.1f} mm, {len(mesh.faces)} triangles;'
-        f' weights {networks.name} on {device}, {precision}'
+        f' weights {networks.name} on {device}, {precision}, by {engines.explanation}'
     )
     tracker = ObjectTracker(estimator, tracker_settings(parameters))
     set_capacity = estimator.inference.set_cuda_graph_cache_capacity
@@ -86,6 +93,12 @@ def estimator_settings(parameters: TrackerParameters, device: str) -> EstimatorS
         max_depth_m=parameters.max_depth_m,
         cuda_graph_cache_capacity=parameters.cuda_graph_cache_capacity,
     )
+
+
+def backend_choice(parameters: TrackerParameters) -> BackendChoice:
+    """Map the parameters to the choice of the back end."""
+    folder = Path(parameters.engines_folder).expanduser() if parameters.engines_folder else None
+    return BackendChoice(parameters.backend, folder, parameters.build_engines)
 
 
 def tracker_settings(parameters: TrackerParameters) -> TrackerSettings:

@@ -23,6 +23,7 @@ from sensor_msgs.msg import CameraInfo, Image
 
 from foundationpose_trt.datatypes import CameraIntrinsics, Frame, TrackingState
 from foundationpose_trt.ros import conversions
+from foundationpose_trt.ros.build_reports import BuildReports
 from foundationpose_trt.ros.dds import SilenceCheck, announced_but_silent
 from foundationpose_trt.ros.matcher import FrameSet, NewestMatcher
 from foundationpose_trt.ros.parameters import declare, given_parameters, unknown_parameters
@@ -59,18 +60,17 @@ class Job:
 class TrackerNode(Node):
     """Subscribes image, depth, camera_info, segmentation; publishes pose, state, latency/*.
 
-    build: makes the tracker from the parameters (tests give another). Raises ValueError naming
+    build: makes the tracker from the parameters and a function that it tells the progress of
+    engine builds (tests give another). Raises ValueError naming
     the parameter when something is wrong before the first frame.
     """
 
-    def __init__(
-        self, build: Callable[[TrackerParameters], BuiltTracker] = build_tracker, **options: Any
-    ) -> None:
+    def __init__(self, build: Callable[..., BuiltTracker] = build_tracker, **options: Any) -> None:
         super().__init__(NODE_NAME, **options)
         self.parameters = declare(self, TrackerParameters)
         for line in unknown_parameters(given_parameters(self), TrackerParameters):
             self.get_logger().warning(line)
-        built = build(self.parameters)
+        built = build(self.parameters, BuildReports(self.get_logger()))
         self.get_logger().info(f'tracking {built.description}')
         self._tracker, self._warm_up_tracker = built.tracker, built.warm_up
         self._set_graph_capacity = built.set_cuda_graph_cache_capacity
@@ -90,12 +90,13 @@ class TrackerNode(Node):
         self._outputs.publish_state(self._tracker.state)
         self._worker: NewestWorker[Job] = NewestWorker(self._process, self._prefer)
         self._worker.start()
-        self._listen()
+        if not self.parameters.build_only:
+            self._listen()
 
     def finished(self) -> bool:
-        """Never by itself; raises WorkerFailed when the worker thread ended with an exception."""
+        """With build_only at once; raises WorkerFailed when the worker ended with an exception."""
         self._worker.raise_failure()
-        return False
+        return self.parameters.build_only
 
     def close(self) -> bool:
         """Stop the worker, say what happened to the frames; False when a frame still runs."""

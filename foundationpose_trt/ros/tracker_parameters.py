@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from foundationpose_trt.pose.backends import BACKENDS
 from foundationpose_trt.ros.parameters import check_values, parameter
 
 
@@ -26,6 +27,17 @@ class TrackerParameters:
         'auto', 'floating point of the networks; fp16 needs CUDA, auto takes it there',
         choices=('auto', 'fp32', 'fp16'),
     )  # fmt: skip
+    backend: str = parameter(
+        'auto', 'what runs the networks; auto: TensorRT engines that are there and fit, else'
+        ' torch; on a CPU ONNX Runtime where it is installed', choices=BACKENDS,
+    )  # fmt: skip
+    engines_folder: str = parameter(
+        '', "folder of engines and ONNX files; empty: foundationpose_trt in the user's cache"
+    )
+    build_engines: bool = parameter(
+        False, 'build TensorRT engines that are missing or do not fit, at the start; takes minutes'
+    )
+    build_only: bool = parameter(False, 'end when the engines are there, without tracking')
     register_schedule: str = parameter(
         'auto', 'full: refine and score all hypotheses, as published; pruned: drop the bad ones'
         ' early; auto: full on CUDA, pruned on a CPU', choices=('auto', 'full', 'pruned'),

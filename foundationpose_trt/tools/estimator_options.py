@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 
 import torch
 
 from ..datatypes import require
-from ..pose.estimator import FULL_SCHEDULE, PRUNED_SCHEDULE, EstimatorSettings
+from ..pose.backends import BACKENDS, BackendChoice, NetworkEngines, open_engines
+from ..pose.estimator import (
+    FULL_SCHEDULE,
+    PRUNED_SCHEDULE,
+    EstimatorSettings,
+    PoseEstimator,
+)
+from ..pose.mesh import ObjectMesh
 from ..pose.weights import PoseNetworks, load_networks
 
 SCHEDULES = {'full': FULL_SCHEDULE, 'pruned': PRUNED_SCHEDULE}
@@ -23,10 +32,13 @@ class EstimatorChoice:
     precision: str
     schedule: str
     cuda_graphs: int = 0
+    backend: str = 'torch'
+    engines: Path | None = None
 
-    def networks(self) -> PoseNetworks:
-        """Load the weights onto the device."""
-        return load_networks(self.weights, self.device, self.precision)
+    def estimator(self, mesh: ObjectMesh) -> PoseEstimator:
+        """Make the estimator of an object; networks and engines are loaded once per choice."""
+        networks, engines = _loaded(self)
+        return PoseEstimator(mesh, networks, self.settings(), engines)
 
     def settings(self) -> EstimatorSettings:
         """Return the estimator's settings."""
@@ -35,8 +47,15 @@ class EstimatorChoice:
         )
 
 
+@lru_cache(maxsize=1)
+def _loaded(choice: EstimatorChoice) -> tuple[PoseNetworks, NetworkEngines]:
+    networks = load_networks(choice.weights, choice.device, choice.precision)
+    backend = BackendChoice(choice.backend, choice.engines)
+    return networks, open_engines(networks, backend)
+
+
 def add_estimator_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare --weights, --device, --precision, --schedule and --cuda-graphs."""
+    """Declare the options, from --weights to --cuda-graphs."""
     group = parser.add_argument_group('estimator')
     group.add_argument(
         '--weights', metavar='NAME|DIR', help='default: base on CUDA, small on a CPU'
@@ -52,6 +71,16 @@ def add_estimator_arguments(parser: argparse.ArgumentParser) -> None:
         choices=sorted(SCHEDULES),
         help='registration refines all 252 hypotheses five times (full, default on CUDA) or drops'
         ' the poor ones early (pruned, default on a CPU)',
+    )
+    group.add_argument(
+        '--backend',
+        choices=BACKENDS,
+        default='auto',
+        help='what runs the networks; auto takes TensorRT engines that are there and fit, else'
+        ' torch, and ONNX Runtime on a CPU where it is installed',
+    )
+    group.add_argument(
+        '--engines', type=Path, metavar='DIR', help="of engines; default: the user's cache folder"
     )
     group.add_argument(
         '--cuda-graphs',
@@ -78,4 +107,6 @@ def chosen_estimator(options: argparse.Namespace) -> EstimatorChoice:
         precision=options.precision or ('fp16' if on_cuda else 'fp32'),
         schedule=options.schedule or ('full' if on_cuda else 'pruned'),
         cuda_graphs=options.cuda_graphs,
+        backend=options.backend,
+        engines=options.engines,
     )

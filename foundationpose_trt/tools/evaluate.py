@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from ..datatypes import CameraIntrinsics, require
-from ..pose.estimator import PoseEstimator
 from ..pose.mesh import load_mesh
 from ..scenes.bop import BopScene
 from ..scenes.metrics import (
@@ -122,7 +121,7 @@ def _trials(options: argparse.Namespace) -> list[Trial]:
 def _compile_kernels(choice: EstimatorChoice) -> None:
     """Fill the kernel cache and find missing weights before many processes try to."""
     mesh = make_object(FIRST_VIEW_SEED)
-    estimator = PoseEstimator(mesh, choice.networks(), choice.settings())
+    estimator = choice.estimator(mesh)
     estimator.warm_up(CameraIntrinsics(600, 600, 320, 240, 640, 480))
 
 
@@ -152,7 +151,7 @@ def _real_totals(scene: BopScene, choice: EstimatorChoice) -> dict[str, Any]:
     totals = {}
     for object_id in scene.object_ids:
         mesh = load_mesh(scene.model_path(object_id), 0.001)
-        estimator = PoseEstimator(mesh, choice.networks(), choice.settings())
+        estimator = choice.estimator(mesh)
         replay = replay_scene(scene, object_id, estimator, mode)
         totals[f'{mode} {object_id}'] = replay_content(replay, mesh.diameter_m)['totals']
     return totals

@@ -99,7 +99,7 @@ def run(options: argparse.Namespace) -> int:
     object_id = _object_id(scene, options.object)
     mesh = load_mesh(scene.model_path(object_id), options.scale)
     choice = chosen_estimator(options)
-    estimator = PoseEstimator(mesh, choice.networks(), choice.settings())
+    estimator = choice.estimator(mesh)
     replay = replay_scene(scene, object_id, estimator, options.mode, options.gt_init)
     content = {
         'scene': str(options.scene),

@@ -6,7 +6,6 @@ import multiprocessing
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -16,7 +15,6 @@ from ..datatypes import Outcome, TrackingState
 from ..pose.estimator import PoseEstimator
 from ..pose.mesh import ObjectMesh
 from ..pose.tracker import ObjectTracker
-from ..pose.weights import PoseNetworks
 from ..scenes.metrics import PoseErrors, pose_errors, surface_points
 from ..scenes.symmetry import is_symmetric
 from ..synthesis.camera_path import MotionLimits
@@ -120,11 +118,6 @@ def _limit_threads() -> None:
     cv2.setNumThreads(1)
 
 
-@lru_cache(maxsize=1)
-def _networks(choice: EstimatorChoice) -> PoseNetworks:
-    return choice.networks()
-
-
 def run_trial(trial: Trial, choice: EstimatorChoice) -> Result:
     """Run one trial in this process."""
     if isinstance(trial, ViewTrial):
@@ -138,7 +131,7 @@ def run_views(trial: ViewTrial, choice: EstimatorChoice) -> list[ViewResult]:
     target = make_object(trial.seed)
     scene = compose_views(target, _clutter(rng), 2 * trial.views, rng, SETTINGS)
     images = TabletopRenderer(scene, choice.device, BATCH).images(trial.seed)
-    estimator = PoseEstimator(target, _networks(choice), choice.settings())
+    estimator = choice.estimator(target)
     points, symmetric = surface_points(target), is_symmetric(target)
     results: list[ViewResult] = []
     for image in images:
@@ -171,7 +164,7 @@ def run_track(trial: TrackTrial, choice: EstimatorChoice) -> TrackResult:
     others, motion = _clutter(rng), MOTIONS[trial.motion]
     scene = compose_sequence(target, others, trial.frames, rng, SETTINGS, motion)
     images = TabletopRenderer(scene, choice.device, BATCH).images(trial.seed, SensorNoise.video())
-    estimator = PoseEstimator(target, _networks(choice), choice.settings())
+    estimator = choice.estimator(target)
     visible, outcomes, errors, registrations = _follow(estimator, images, trial.gt_init)
     return TrackResult(
         trial.seed,

@@ -1,0 +1,209 @@
+"""Which back end runs the two networks, where its files are, and why it was chosen."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..datatypes import require
+from ..runtime.build import BuildOptions, ensure_engine, platform_of
+from ..runtime.engine import Engine
+from ..runtime.engine_manifest import check_engine
+from ..runtime.onnx_engine import OnnxEngine
+from ..runtime.specs import BATCH, TensorSpec
+from ..runtime.tensorrt_api import installed, load_api
+from ..runtime.tensorrt_engine import TensorRtEngine
+from ..runtime.torch_engine import TorchEngine
+from .crops import CROP_PX
+from .export import export_request, is_current, write_export_manifest, write_onnx
+from .networks import scaled
+from .weights import PRECISIONS, PoseNetworks
+
+BACKENDS = ('auto', 'torch', 'onnxruntime', 'tensorrt', 'tensorrt_rtx')
+KINDS = ('refiner', 'extractor')  # ranking stays in torch: a few small products per registration
+RENDERED, OBSERVED = 'inputA', 'inputB'  # foundationpose.md §6.4: rendered first
+FEATURES = 512  # channels of a crop's features at width 1, foundationpose.md §1
+CROP = (BATCH, 6, CROP_PX, CROP_PX)
+
+Progress = Callable[[str, float, str], None]  # network, fraction done, phase
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BackendChoice:
+    """backend: one of BACKENDS. folder: of exported files and engines (default: the user's cache).
+
+    build: make engines that are missing or do not fit, which takes minutes, instead of refusing.
+    """
+
+    backend: str = 'auto'
+    folder: Path | None = None
+    build: bool = False
+
+    def __post_init__(self) -> None:
+        require(
+            self.backend in BACKENDS,
+            f'backend is "{self.backend}", must be one of {", ".join(BACKENDS)}',
+        )
+
+
+@dataclass(frozen=True)
+class NetworkEngines:
+    """The engines of one weight set. explanation: which back end, and why, for the log."""
+
+    refiner: Engine
+    features: Engine
+    explanation: str
+
+    @property
+    def crop(self) -> TensorSpec:
+        """What both take as crops: the dtype and the layout of the buffers to write."""
+        return self.refiner.inputs[0]
+
+
+def open_engines(
+    networks: PoseNetworks, choice: BackendChoice | None = None, progress: Progress | None = None
+) -> NetworkEngines:
+    """Make the engines of a weight set on the device where its networks are.
+
+    Raises ValueError, naming what to install, choose or run, when the back end cannot serve.
+    """
+    choice = choice or BackendChoice()
+    backend, reason = _chosen(networks, choice)
+    logger.info('networks run on %s: %s', backend, reason)
+    if backend == 'torch':
+        engines = _torch_engines(networks)
+    elif backend == 'onnxruntime':
+        engines = [OnnxEngine(_exported(networks, kind, choice)) for kind in KINDS]
+    else:
+        make = _Plans(networks, choice, backend, progress)
+        engines = [make.engine(kind) for kind in KINDS]
+    return NetworkEngines(engines[0], engines[1], f'{backend} ({reason})')
+
+
+def _chosen(networks: PoseNetworks, choice: BackendChoice) -> tuple[str, str]:
+    on_cuda = networks.device.type == 'cuda'
+    if choice.backend != 'auto':
+        serves = {'torch': True, 'onnxruntime': not on_cuda}.get(choice.backend, on_cuda)
+        require(
+            serves,
+            f'backend {choice.backend} does not run on device {networks.device.type}: choose auto'
+            f' or {"tensorrt, tensorrt_rtx" if on_cuda else "onnxruntime"}, torch',
+        )
+        return choice.backend, 'asked for'
+    return _automatic_on_cuda(networks, choice) if on_cuda else _automatic_on_cpu(networks)
+
+
+def _automatic_on_cpu(networks: PoseNetworks) -> tuple[str, str]:
+    if not is_exportable(networks):
+        return 'torch', 'the networks are no weight set that could be exported'
+    missing = [name for name in ('onnxruntime', 'onnx') if importlib.util.find_spec(name) is None]
+    if missing:
+        return 'torch', f'{" and ".join(missing)} not installed'
+    return 'onnxruntime', 'faster than torch on a CPU'
+
+
+def _automatic_on_cuda(networks: PoseNetworks, choice: BackendChoice) -> tuple[str, str]:
+    reasons = []
+    for backend in ('tensorrt', 'tensorrt_rtx'):
+        if not installed(backend):
+            reasons.append(f'{backend} is not installed')
+            continue
+        if choice.build and is_exportable(networks):
+            return backend, 'installed, and engines may be built'
+        try:
+            platform = platform_of(load_api(backend), networks.device)
+            for kind in KINDS:
+                check_engine(plan_path(networks, kind, choice, backend), platform)
+        except ValueError as error:
+            reasons.append(str(error))
+            continue
+        return backend, 'its engines are there and fit'
+    return 'torch', '; '.join(reasons)
+
+
+def is_exportable(networks: PoseNetworks) -> bool:
+    """Whether the networks came from files, so that what is exported can be told from others."""
+    return networks.source is not None
+
+
+def default_folder() -> Path:
+    """Return the user's cache folder, by the XDG base directory specification."""
+    base = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
+    return Path(base) / 'foundationpose_trt'
+
+
+def _precision(networks: PoseNetworks) -> str:
+    return next(name for name, dtype in PRECISIONS.items() if dtype == networks.dtype)
+
+
+def onnx_path(networks: PoseNetworks, kind: str, choice: BackendChoice) -> Path:
+    """Return where the ONNX file of a network belongs: by set, width and precision."""
+    folder = choice.folder or default_folder()
+    return folder / f'{networks.name}_{_precision(networks)}' / f'{kind}.onnx'
+
+
+def plan_path(networks: PoseNetworks, kind: str, choice: BackendChoice, backend: str) -> Path:
+    """Return where the engine of a network belongs."""
+    return onnx_path(networks, kind, choice).parent / backend / f'{kind}.engine'
+
+
+def _exported(networks: PoseNetworks, kind: str, choice: BackendChoice) -> Path:
+    """Return the network's ONNX file, written now if the one there is missing or another's."""
+    require(
+        networks.source is not None,
+        f'weights {networks.name} were not loaded from files: only backend torch can run them',
+    )
+    path, precision = onnx_path(networks, kind, choice), _precision(networks)
+    request = export_request(str(networks.source), kind, precision)
+    if not is_current(path, request):
+        write_onnx(networks, kind, path, precision)
+        write_export_manifest(path, request, networks.refiner.width)
+        logger.info('exported %s', path)
+    return path
+
+
+def _torch_engines(networks: PoseNetworks) -> list[Engine]:
+    on_cuda = networks.device.type == 'cuda'
+    layout = torch.channels_last if on_cuda else torch.contiguous_format
+    inputs = [TensorSpec(name, CROP, networks.dtype, layout) for name in (RENDERED, OBSERVED)]
+    channels = scaled(FEATURES, networks.scorer.width)
+
+    def engine(kind: str, function: Any, sizes: dict[str, int]) -> Engine:
+        outputs = [TensorSpec(n, (BATCH, size), networks.dtype) for n, size in sizes.items()]
+        return TorchEngine(f'{networks.name} {kind}', function, inputs, outputs, networks.device)
+
+    return [
+        engine('refiner', networks.refiner, {'trans': 3, 'rot': 3}),
+        engine('extractor', networks.scorer.extract, {'features': channels}),
+    ]
+
+
+@dataclass(frozen=True)
+class _Plans:
+    """TensorRT engines of a weight set, checked or built."""
+
+    networks: PoseNetworks
+    choice: BackendChoice
+    backend: str
+    progress: Progress | None
+
+    def engine(self, kind: str) -> Engine:
+        plan = plan_path(self.networks, kind, self.choice, self.backend)
+        onnx = onnx_path(self.networks, kind, self.choice)
+        if self.choice.build:
+            onnx = _exported(self.networks, kind, self.choice)
+            options = BuildOptions(backend=self.backend)
+            ensure_engine(onnx, plan, options, self._reporter(kind))
+        return TensorRtEngine(plan, self.networks.device, onnx if onnx.is_file() else None)
+
+    def _reporter(self, kind: str) -> Callable[[float, str], None] | None:
+        report = self.progress
+        return None if report is None else lambda done, phase: report(kind, done, phase)

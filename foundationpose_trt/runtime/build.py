@@ -1,0 +1,329 @@
+"""From an ONNX file to a TensorRT engine with its manifest, whole or not at all."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+
+from ..datatypes import require
+from .build_progress import BuildMonitor
+from .engine_manifest import (
+    EngineManifest,
+    Platform,
+    beside,
+    check_engine,
+    sha256_of,
+    write_atomically,
+    write_manifest,
+)
+from .specs import BATCH, TensorSpec
+from .tensorrt_api import TensorRtApi, installed, load_api
+from .tensorrt_log import ErrorList
+
+BACKENDS = ('auto', 'tensorrt', 'tensorrt_rtx')
+PRECISIONS = ('auto', 'fp32', 'tf32', 'fp16')
+DEFAULT_BATCH = (1, 64, 252)  # track one, tune for many, register with all 252 hypotheses
+# What RTX builds for when told nothing (its documentation, "CPU-Only AOT"); 9.0 is not among them.
+RTX_CAPABILITIES = ('8.0', '8.6', '8.9', '12.0+')
+ENGINE_SUFFIX = '.engine'
+
+Progress = Callable[[float, str], None]  # fraction done, the phase that runs
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How to build.
+
+    precision: the ONNX file decides between fp32 and fp16 ('auto'); named, the file must agree.
+    'tf32' lets the layers of an fp32 file round their inputs to 10 bits of mantissa. batch:
+    smallest, tuned for, largest, where the file leaves it free. workspace_bytes: bound for one
+    layer's scratch memory (None: TensorRT's). backend: 'auto' is tensorrt, or tensorrt_rtx where
+    torch sees no GPU or no TensorRT is installed. version_compatible: later versions load it too.
+    compute_capabilities: of the GPUs to build for, such as '7.5' (RTX alone; its default else).
+    """
+
+    precision: str = 'auto'
+    batch: tuple[int, int, int] | None = None
+    workspace_bytes: int | None = None
+    backend: str = 'auto'
+    version_compatible: bool = False
+    compute_capabilities: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, choices in (('precision', PRECISIONS), ('backend', BACKENDS)):
+            value = getattr(self, name)
+            require(value in choices, f'{name} is "{value}", must be one of {", ".join(choices)}')
+        batch = self.batch or DEFAULT_BATCH
+        require(
+            1 <= batch[0] <= batch[1] <= batch[2],
+            f'batch is {batch}, must be 1 <= smallest <= tuned for <= largest',
+        )
+        require(
+            self.workspace_bytes is None or self.workspace_bytes > 0,
+            f'workspace_bytes is {self.workspace_bytes}, must be positive',
+        )
+
+
+def platform_of(api: TensorRtApi, device: str | torch.device = 'cuda') -> Platform:
+    """TensorRT's version and the GPU of a torch device; no GPU where torch sees none."""
+    if not torch.cuda.is_available():
+        return Platform(api.backend, api.version)
+    properties = torch.cuda.get_device_properties(device)
+    capability = f'{properties.major}.{properties.minor}'
+    return Platform(api.backend, api.version, properties.name, capability)
+
+
+def choose_backend(backend: str) -> str:
+    """Turn 'auto' into the back end that can build here."""
+    if backend != 'auto':
+        return backend
+    if not torch.cuda.is_available():
+        chosen, reason = 'tensorrt_rtx', 'torch sees no GPU, and it alone builds without one'
+    elif installed('tensorrt'):
+        chosen, reason = 'tensorrt', 'it is installed and there is a GPU'
+    else:
+        chosen, reason = 'tensorrt_rtx', 'tensorrt is not installed'
+    logger.info('building with %s: %s', chosen, reason)
+    return chosen
+
+
+def build_engine(
+    onnx: Path,
+    plan: Path,
+    options: BuildOptions | None = None,
+    progress: Progress | None = None,
+) -> EngineManifest:
+    """Build an engine from an ONNX file and return its manifest.
+
+    Beside the engine come `.json` (the manifest, written last: an engine without it is not
+    loaded), `.log` (what TensorRT said) and, where timings are measured, `.timing`, which speeds
+    up the next build. progress is called while it builds with the fraction done, which never
+    falls, and the phase; TensorRT 8.6 tells none.
+
+    Raises ValueError when TensorRT is missing, the file does not parse (listing what the parser
+    objects to), disagrees with the options, or cannot be built; KeyboardInterrupt and what
+    progress raises end the build. Nothing of the engine has changed then.
+    """
+    options = options or BuildOptions()
+    require(onnx.is_file(), f'{onnx}: there is no such ONNX file')
+    api = load_api(choose_backend(options.backend))
+    platform = platform_of(api)
+    _check_platform(platform)
+    plan.parent.mkdir(parents=True, exist_ok=True)
+    with beside(plan, 'log').open('w', encoding='utf-8') as log:
+        return _Build(api, platform, options, log).run(onnx, plan, BuildMonitor(progress))
+
+
+def ensure_engine(
+    onnx: Path,
+    plan: Path,
+    options: BuildOptions | None = None,
+    progress: Progress | None = None,
+) -> EngineManifest:
+    """Return the manifest of the engine if it fits and is as the options say, else build it."""
+    options = options or BuildOptions()
+    api = load_api(choose_backend(options.backend))
+    try:
+        manifest = check_engine(plan, platform_of(api), onnx)
+    except ValueError as error:
+        logger.info('%s', error)
+        return build_engine(onnx, plan, options, progress)
+    as_wanted = options.precision in ('auto', manifest.precision)
+    as_wanted &= options.batch in (None, manifest.batch)
+    as_wanted &= options.version_compatible == manifest.version_compatible
+    as_wanted &= options.compute_capabilities in ((), manifest.compute_capabilities)
+    return manifest if as_wanted else build_engine(onnx, plan, options, progress)
+
+
+def _check_platform(platform: Platform) -> None:
+    require(
+        platform.gpu is not None or platform.backend == 'tensorrt_rtx',
+        f'{platform.backend} builds for the GPU of this machine, and torch sees none: build on'
+        ' the machine that will run the engine, or with --backend tensorrt_rtx',
+    )
+
+
+class _Build:
+    """One build: the log, the errors in it, and the steps from file to plan."""
+
+    def __init__(
+        self, api: TensorRtApi, platform: Platform, options: BuildOptions, log: TextIO
+    ) -> None:
+        self.api, self.platform, self.options, self.log = api, platform, options, log
+        self.errors = ErrorList()
+
+    def run(self, onnx: Path, plan: Path, monitor: BuildMonitor) -> EngineManifest:
+        started = time.perf_counter()
+        source_sha256 = sha256_of(onnx)
+        self.api.relay.interrupted = False
+        with self.api.relay.to(self._write), self.api.relay.to(self.errors):
+            builder = self._builder()
+            network, parser = self._parse(builder, onnx)
+            inputs, outputs = self._specs(network, onnx)
+            batch = self._batch(inputs, onnx)
+            config = self._config(builder, network, inputs, batch)
+            precision = self._set_precision(config, network, onnx)
+            content = self._serialize(builder, network, config, plan, monitor)
+            del parser  # holds the weights that the network refers to
+        write_atomically(plan, content)
+        rtx = self.api.is_rtx
+        capability = self.platform.compute_capability or ''
+        targets = self.options.compute_capabilities or RTX_CAPABILITIES
+        manifest = EngineManifest(
+            onnx=str(onnx.resolve()),
+            onnx_sha256=source_sha256,
+            plan_sha256=sha256_of(plan),
+            backend=self.api.backend,
+            version=self.api.version,
+            version_compatible=self.options.version_compatible,
+            gpu=None if rtx else self.platform.gpu,
+            compute_capabilities=targets if rtx else (capability,),
+            precision=precision,
+            inputs=inputs,
+            outputs=outputs,
+            batch=batch,
+            build_seconds=round(time.perf_counter() - started, 3),
+        )
+        write_manifest(manifest, plan)
+        return manifest
+
+    def _write(self, severity: str, message: str) -> None:
+        if severity != 'VERBOSE':
+            self.log.write(f'{severity} {message}\n')
+
+    def _fail(self, what: str) -> ValueError:
+        return ValueError(f'{what}: {self.errors}; its whole log is in {self.log.name}')
+
+    def _builder(self) -> Any:
+        try:
+            return self.api.module.Builder(self.api.logger)
+        except (TypeError, RuntimeError) as error:  # how pybind reports a null pointer
+            raise self._fail(f'{self.api.backend} {self.api.version} cannot start') from error
+
+    def _parse(self, builder: Any, onnx: Path) -> tuple[Any, Any]:
+        network = self.api.network(builder)
+        parser = self.api.module.OnnxParser(network, self.api.logger)
+        if parser.parse_from_file(str(onnx)):
+            return network, parser
+        faults = '; '.join(self.api.parse_errors(parser)) or str(self.errors)
+        raise ValueError(
+            f'{onnx} does not parse with {self.api.backend} {self.api.version}: {faults}; export'
+            f" it again with `foundationpose-trt export`; TensorRT's log is in {self.log.name}"
+        )
+
+    def _specs(
+        self, network: Any, onnx: Path
+    ) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        _flatten_rows(network)
+        try:
+            inputs = [self.api.spec(network.get_input(i)) for i in range(network.num_inputs)]
+            outputs = [self.api.spec(network.get_output(i)) for i in range(network.num_outputs)]
+        except ValueError as error:
+            raise ValueError(f'{onnx}: {error}') from error
+        return tuple(inputs), tuple(outputs)
+
+    def _batch(self, inputs: tuple[TensorSpec, ...], onnx: Path) -> tuple[int, int, int]:
+        if any(spec.shape[:1] == (BATCH,) for spec in inputs):
+            return self.options.batch or DEFAULT_BATCH
+        size = inputs[0].shape[0]
+        require(
+            self.options.batch in (None, (size, size, size)),
+            f'{onnx} has a fixed batch of {size}, so batch {self.options.batch} cannot be built'
+            ' from it; export it with --batch dynamic',
+        )
+        return (size, size, size)
+
+    def _config(
+        self,
+        builder: Any,
+        network: Any,
+        inputs: tuple[TensorSpec, ...],
+        batch: tuple[int, int, int],
+    ) -> Any:
+        config = builder.create_builder_config()
+        free = [spec for spec in inputs if spec.shape[:1] == (BATCH,)]
+        if free:
+            profile = builder.create_optimization_profile()
+            for spec in free:
+                profile.set_shape(spec.name, *map(spec.sized, batch))
+            if config.add_optimization_profile(profile) < 0:
+                raise self._fail(f'TensorRT refuses batch {batch}')
+        self.api.make_capturable(config)
+        if self.options.workspace_bytes:
+            self.api.limit_workspace(config, self.options.workspace_bytes)
+        if self.options.version_compatible:
+            self.api.make_version_compatible(config)
+        if self.options.compute_capabilities:
+            self.api.target(config, self.options.compute_capabilities)
+        return config
+
+    def _set_precision(self, config: Any, network: Any, onnx: Path) -> str:
+        """Type the network as its file says; returns the precision that gives."""
+        found, wanted = _precision_of(network), self.options.precision
+        agrees = wanted in ('auto', found) or (wanted == 'tf32' and found == 'fp32')
+        asked = 'fp32' if wanted == 'tf32' else wanted
+        require(
+            agrees,
+            f'{onnx} is {found}, not {wanted}: the file decides the precision of its layers; make'
+            f' one with `foundationpose-trt export --precision {asked}`',
+        )
+        self.api.set_tf32(config, wanted == 'tf32')
+        if found == 'fp16':
+            held = self.api.keep_types(config, network)
+            self.log.write(
+                f'INFO [foundationpose_trt] layers held to the types of the file: {held}\n'
+            )
+        return 'tf32' if wanted == 'tf32' else found
+
+    def _serialize(
+        self, builder: Any, network: Any, config: Any, plan: Path, monitor: BuildMonitor
+    ) -> Any:
+        timing = beside(plan, 'timing')
+        known = timing.read_bytes() if timing.is_file() else b''
+        # Timings of another TensorRT or GPU are refused: begin anew.
+        cached = self.api.attach_timing_cache(config, known) or (
+            bool(known) and self.api.attach_timing_cache(config, b'')
+        )
+        self.errors.messages.clear()
+        adapter = self.api.attach_monitor(config, monitor)
+        content = builder.build_serialized_network(network, config)
+        del adapter
+        monitor.raise_failure()
+        if self.api.relay.interrupted:
+            raise KeyboardInterrupt
+        if content is None:
+            raise self._fail(f'{self.api.backend} {self.api.version} cannot build {plan.name}')
+        if cached:
+            write_atomically(timing, self.api.timing_cache(config))
+        monitor.finish()
+        return content
+
+
+def _flatten_rows(network: Any) -> None:
+    """Make outputs of shape (1, any) vectors: the batch comes first in all that runs here.
+
+    The official scorers give their scores as one row.
+    """
+    outputs = [network.get_output(i) for i in range(network.num_outputs)]
+    for row in outputs:
+        if tuple(row.shape) == (1, BATCH):
+            name, row.name = row.name, f'{row.name}_row'
+            network.unmark_output(row)
+            flat = network.add_shuffle(row)
+            flat.reshape_dims = (BATCH,)
+            flat.get_output(0).name = name
+            network.mark_output(flat.get_output(0))
+
+
+def _precision_of(network: Any) -> str:
+    types = {network.get_input(i).dtype.name for i in range(network.num_inputs)}
+    for layer in (network.get_layer(i) for i in range(network.num_layers)):
+        types.update(layer.get_output(i).dtype.name for i in range(layer.num_outputs))
+    return 'fp16' if 'HALF' in types else 'fp32'

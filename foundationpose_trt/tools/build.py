@@ -1,0 +1,169 @@
+"""`foundationpose-trt build`: ONNX files, or a set of weights, to TensorRT engines."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ..datatypes import require
+from ..pose.backends import KINDS, BackendChoice, onnx_path, plan_path
+from ..pose.export import export_request, is_current, write_export_manifest, write_onnx
+from ..pose.weights import PRECISIONS as WEIGHT_PRECISIONS
+from ..pose.weights import load_networks
+from ..runtime.build import (
+    BACKENDS,
+    DEFAULT_BATCH,
+    ENGINE_SUFFIX,
+    PRECISIONS,
+    BuildOptions,
+    build_engine,
+    choose_backend,
+    ensure_engine,
+)
+from ..runtime.engine_manifest import EngineManifest, beside
+from .report import print_table
+
+HELP = 'build TensorRT engines from ONNX files or a weight set'
+COLUMNS = ('engine', 'MB', 'precision', 'batch', 'build, s')
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument('--onnx', type=Path, nargs='+', metavar='FILE')
+    source.add_argument('--weights', help='shipped set or folder of a weight set')
+    parser.add_argument(
+        '--out',
+        type=Path,
+        help='folder of the engines; with --weights of exported files, too, as the nodes look'
+        " for them (default then: the user's cache)",
+    )
+    parser.add_argument('--backend', choices=BACKENDS, default='auto')
+    parser.add_argument(
+        '--precision',
+        choices=PRECISIONS,
+        default='auto',
+        help='an ONNX file decides itself (auto); with --weights auto is fp32',
+    )
+    for name, size in zip(('min', 'opt', 'max'), DEFAULT_BATCH, strict=True):
+        help_text = f'of files with a free batch (default {size})'
+        parser.add_argument(f'--{name}-batch', type=int, metavar='N', help=help_text)
+    parser.add_argument(
+        '--workspace-mib', type=int, metavar='MIB', help="bound one layer's memory"
+    )
+    parser.add_argument(
+        '--version-compatible', action='store_true', help='later TensorRTs load the engine, too'
+    )
+    parser.add_argument(
+        '--compute-capability', nargs='+', default=[], metavar='X.Y', help='GPUs (RTX only)'
+    )
+    parser.add_argument('--if-needed', action='store_true', help='keep engines that fit')
+    parser.add_argument('--json', type=Path, metavar='FILE', help='write the manifests')
+
+
+def run(options: argparse.Namespace) -> int:
+    """Build an engine with manifest and log for each file, or for each network of the weights."""
+    settings = _settings(options)
+    if options.weights is None:
+        pairs = _files(options.onnx, options.out)
+    else:
+        pairs = _export(options.weights, options.out, settings)
+    build = ensure_engine if options.if_needed else build_engine
+    built = {}
+    for onnx, plan in pairs:
+        with _bar(onnx.stem) as progress:
+            built[plan] = build(onnx, plan, settings, progress)
+    print_table(_title(built), COLUMNS, [_row(*item) for item in built.items()])
+    if options.json:
+        content = {str(plan): json.loads(beside(plan, 'json').read_text()) for plan in built}
+        options.json.write_text(json.dumps(content, indent=2) + '\n')
+    return 0
+
+
+def _settings(options: argparse.Namespace) -> BuildOptions:
+    given = (options.min_batch, options.opt_batch, options.max_batch)
+    mib = options.workspace_mib
+    return BuildOptions(
+        precision=options.precision,
+        batch=_batch(given),
+        workspace_bytes=None if mib is None else mib << 20,
+        backend=options.backend,
+        version_compatible=options.version_compatible,
+        compute_capabilities=tuple(options.compute_capability),
+    )
+
+
+def _batch(given: tuple[int | None, int | None, int | None]) -> tuple[int, int, int] | None:
+    """Fill up what is not given with the defaults, held between what is."""
+    if given == (None, None, None):
+        return None
+    low, tuned, high = given
+    low = min(DEFAULT_BATCH[0], *(size for size in given if size)) if low is None else low
+    if high is None:
+        high = max(DEFAULT_BATCH[2], tuned or low)
+    tuned = min(max(DEFAULT_BATCH[1], low), high) if tuned is None else tuned
+    return (low, tuned, high)
+
+
+def _files(files: list[Path], out: Path | None) -> list[tuple[Path, Path]]:
+    """Pair ONNX files with their engines, <out>/<stem>.engine."""
+    require(out is not None, '--onnx needs --out, the folder of the engines')
+    assert out is not None
+    require(
+        len({path.stem for path in files}) == len(files),
+        f'--onnx names two files of one stem, {[str(path) for path in files]}: their engines'
+        ' would replace each other; build them into two folders',
+    )
+    return [(onnx, out / (onnx.stem + ENGINE_SUFFIX)) for onnx in files]
+
+
+def _export(weights: str, out: Path | None, settings: BuildOptions) -> list[tuple[Path, Path]]:
+    """Write the ONNX files of a weight set that are not up to date; pairs them with engines."""
+    precision = 'fp16' if settings.precision == 'fp16' else 'fp32'
+    networks = load_networks(weights)
+    # fp16 loads on a GPU alone, and exporting needs none: only the file names take the type.
+    named = replace(networks, dtype=WEIGHT_PRECISIONS[precision])
+    choice, backend = BackendChoice(folder=out), choose_backend(settings.backend)
+    pairs = []
+    for kind in KINDS:
+        path = onnx_path(named, kind, choice)
+        request = export_request(weights, kind, precision)
+        if not is_current(path, request):
+            write_onnx(networks, kind, path, precision)
+            write_export_manifest(path, request, networks.refiner.width)
+        pairs.append((path, plan_path(named, kind, choice, backend)))
+    return pairs
+
+
+@contextmanager
+def _bar(name: str) -> Iterator[Callable[[float, str], None]]:
+    with tqdm(total=100, desc=f'build {name}', unit='%', mininterval=0.5) as bar:
+
+        def show(fraction: float, phase: str) -> None:
+            bar.set_postfix_str(phase, refresh=False)
+            bar.update(int(100 * fraction) - bar.n)
+
+        yield show
+
+
+def _title(built: dict[Path, EngineManifest]) -> str:
+    plan, manifest = next(iter(built.items()))
+    target = manifest.gpu or f'compute capability {", ".join(manifest.compute_capabilities)}'
+    return f'{plan.parent}: {manifest.backend} {manifest.version}, for {target}'
+
+
+def _row(plan: Path, built: EngineManifest) -> list[Any]:
+    return [
+        plan.name,
+        plan.stat().st_size / 1e6,
+        built.precision,
+        '/'.join(map(str, built.batch)),
+        built.build_seconds,
+    ]

@@ -1,0 +1,152 @@
+"""Back ends of the pose networks: which is chosen and why; the pose does not depend on it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from oracle_rig import CAMERA, ellipsoid, errors, frame_of, oracle_networks, pose_of
+
+from foundationpose_trt.pose import backends
+from foundationpose_trt.pose.backends import BackendChoice, onnx_path, open_engines, plan_path
+from foundationpose_trt.pose.estimator import EstimatorSettings, PoseEstimator
+from foundationpose_trt.pose.weights import PoseNetworks, load_networks
+from foundationpose_trt.runtime.onnx_engine import OnnxEngine
+from foundationpose_trt.runtime.torch_engine import TorchEngine
+
+needs_onnx = pytest.mark.skipif(
+    not all(backends.importlib.util.find_spec(name) for name in ('onnx', 'onnxruntime')),
+    reason='onnx and onnxruntime are not installed',
+)
+
+
+@pytest.fixture(scope='module')
+def networks() -> PoseNetworks:
+    return load_networks('small')
+
+
+def hidden(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Make packages look absent to the choice."""
+    find = backends.importlib.util.find_spec
+    monkeypatch.setattr(
+        backends.importlib.util, 'find_spec', lambda n: None if n in names else find(n)
+    )
+
+
+@needs_onnx
+def test_a_cpu_takes_onnx_runtime_where_it_is_installed(networks, tmp_path):
+    engines = open_engines(networks, BackendChoice(folder=tmp_path))
+    assert isinstance(engines.refiner, OnnxEngine) and isinstance(engines.features, OnnxEngine)
+    assert engines.explanation == 'onnxruntime (faster than torch on a CPU)'
+    assert sorted(p.name for p in tmp_path.rglob('*.onnx')) == ['extractor.onnx', 'refiner.onnx']
+
+
+def test_without_onnx_runtime_torch_serves_and_says_what_is_missing(
+    networks, monkeypatch, tmp_path
+):
+    hidden(monkeypatch, 'onnxruntime')
+    engines = open_engines(networks, BackendChoice(folder=tmp_path))
+    assert isinstance(engines.refiner, TorchEngine)
+    assert engines.explanation == 'torch (onnxruntime not installed)'
+    assert not list(tmp_path.iterdir())
+
+
+def test_networks_made_in_memory_run_on_torch():
+    engines = open_engines(oracle_networks())
+    assert engines.explanation.startswith('torch (the networks are no weight set')
+    with pytest.raises(ValueError, match='only backend torch can run them'):
+        open_engines(oracle_networks(), BackendChoice('onnxruntime'))
+
+
+@pytest.mark.parametrize('backend', ['tensorrt', 'tensorrt_rtx'])
+def test_a_back_end_that_cannot_serve_the_device_is_refused(networks, backend):
+    with pytest.raises(ValueError, match=f'{backend} does not run on device cpu: choose auto or'):
+        open_engines(networks, BackendChoice(backend))
+
+
+def test_an_unknown_back_end_is_refused():
+    with pytest.raises(ValueError, match='backend is "openvino", must be one of auto, torch'):
+        BackendChoice('openvino')
+
+
+def test_files_are_told_apart_by_set_precision_and_back_end(networks, tmp_path, monkeypatch):
+    choice = BackendChoice(folder=tmp_path)
+    assert onnx_path(networks, 'refiner', choice) == tmp_path / 'small_fp32' / 'refiner.onnx'
+    plan = plan_path(networks, 'refiner', choice, 'tensorrt')
+    assert plan == tmp_path / 'small_fp32' / 'tensorrt' / 'refiner.engine'
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    default = onnx_path(networks, 'refiner', BackendChoice())
+    assert default.is_relative_to(tmp_path / 'cache' / 'foundationpose_trt')
+
+
+@needs_onnx
+def test_an_export_is_made_once_and_again_when_it_is_not_of_these_weights(networks, tmp_path):
+    choice = BackendChoice('onnxruntime', tmp_path)
+    path = onnx_path(networks, 'refiner', choice)
+
+    def opened() -> tuple[int, bytes]:
+        open_engines(networks, choice)
+        return path.stat().st_mtime_ns, path.read_bytes()
+
+    first = opened()
+    assert opened() == first
+    manifest = path.with_name('refiner.onnx.json')
+    content = json.loads(manifest.read_text())
+    content['weights'] = {key: 'another' for key in content['weights']}
+    manifest.write_text(json.dumps(content))
+    assert opened()[0] > first[0]
+    path.write_bytes(b'cut short')
+    assert opened()[1] == first[1]
+
+
+def scene(tmp_path: Path, networks: PoseNetworks, backend: str) -> PoseEstimator:
+    settings = EstimatorSettings(chunk=16)
+    engines = open_engines(networks, BackendChoice(backend, tmp_path))
+    return PoseEstimator(ellipsoid(), networks, settings, engines)
+
+
+@needs_onnx
+def test_the_pose_does_not_depend_on_the_back_end(networks, tmp_path):
+    """Nor do the scores, also where the crops go through the network in two parts."""
+    truth = pose_of(5)
+    frame, _ = frame_of(truth, wall_m=1.0)
+    torch_one, onnx_one = (scene(tmp_path, networks, b) for b in ('torch', 'onnxruntime'))
+    tracked = [e.track(frame, truth).camera_from_object for e in (torch_one, onnx_one)]
+    assert max(errors(*tracked)) < 0.01
+    poses = np.stack([pose_of(seed) for seed in range(20)])
+    scores = [e.score(frame, poses) for e in (torch_one, onnx_one)]
+    np.testing.assert_allclose(scores[1], scores[0], atol=1e-3)
+    assert np.ptp(scores[0]) > 0.1
+
+
+@pytest.mark.gpu
+def test_cuda_falls_back_to_torch_and_says_why(tmp_path):
+    engines = open_engines(load_networks('small', 'cuda', 'fp16'), BackendChoice(folder=tmp_path))
+    assert isinstance(engines.refiner, TorchEngine)
+    assert 'tensorrt' in engines.explanation
+    assert engines.crop.dtype == torch.float16
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('precision', ['fp32', 'fp16'])
+@pytest.mark.parametrize('graphs', [0, 8])
+def test_tensorrt_gives_the_pose_that_torch_gives(tmp_path_factory, precision, graphs):
+    pytest.importorskip('tensorrt')
+    folder = tmp_path_factory.getbasetemp() / 'engines'  # built once for all parameters
+    networks = load_networks('small', 'cuda', precision)
+    truth = pose_of(5)
+    frame, mask = frame_of(truth, wall_m=1.0)
+    settings = EstimatorSettings(cuda_graph_cache_capacity=graphs)
+    poses = []
+    for choice in (BackendChoice('torch'), BackendChoice('tensorrt', folder, build=True)):
+        engines = open_engines(networks, choice)
+        estimator = PoseEstimator(ellipsoid(), networks, settings, engines)
+        estimator.warm_up(CAMERA)
+        poses.append((estimator.track(frame, truth), estimator.register(frame, mask)))
+    limit = 0.05 if precision == 'fp32' else 0.3
+    for reference, other in zip(*poses, strict=True):
+        turn_deg, shift_mm = errors(other.camera_from_object, reference.camera_from_object)
+        assert turn_deg < limit and shift_mm < limit

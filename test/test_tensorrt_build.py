@@ -1,0 +1,474 @@
+"""Engines built for real by TensorRT-RTX, which needs no GPU; their manifests and refusals."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import importlib
+import json
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tensorrt_rig as rig
+import torch
+
+from foundationpose_trt.pose.networks import RefineNet, ScoreNet
+from foundationpose_trt.pose.weights import save_network, write_manifest
+from foundationpose_trt.runtime import build
+from foundationpose_trt.runtime.build import BuildOptions, build_engine, ensure_engine
+from foundationpose_trt.runtime.build_progress import BuildMonitor
+from foundationpose_trt.runtime.engine_manifest import (
+    Platform,
+    check_engine,
+    read_manifest,
+    record_tolerance,
+)
+from foundationpose_trt.runtime.specs import TensorSpec
+from foundationpose_trt.runtime.tensorrt_api import MODULES
+from foundationpose_trt.tools import build as tool
+
+
+def rtx_version() -> str | None:
+    for name in MODULES['tensorrt_rtx']:
+        if importlib.util.find_spec(name):
+            return importlib.import_module(name).__version__
+    return None
+
+
+VERSION = rtx_version()
+pytestmark = pytest.mark.skipif(VERSION is None, reason='TensorRT-RTX is not installed')
+RTX = BuildOptions(backend='tensorrt_rtx', batch=(1, 2, 4))
+HERE = Platform('tensorrt_rtx', VERSION or '', 'NVIDIA RTX 4090', '8.9')
+
+
+@pytest.fixture(scope='module')
+def built(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp('built')
+    build_engine(rig.write_tiny(folder / 'net.onnx'), folder / 'net.engine', RTX)
+    return folder
+
+
+@pytest.fixture
+def plan(built, tmp_path) -> Path:
+    """A copy of the engine whose manifest names the ONNX file beside it."""
+    for path in built.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    edit(tmp_path / 'net.engine', onnx=str(tmp_path / 'net.onnx'))
+    return tmp_path / 'net.engine'
+
+
+def edit(plan: Path, **changes: object) -> None:
+    path = plan.with_name(f'{plan.name}.json')
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_the_manifest_says_what_was_built(built):
+    content = json.loads((built / 'net.engine.json').read_text())
+    assert content.pop('build_seconds') > 0
+    assert content == {
+        'format': 1,
+        'onnx': str(built / 'net.onnx'),
+        'onnx_sha256': digest(built / 'net.onnx'),
+        'plan_sha256': digest(built / 'net.engine'),
+        'backend': 'tensorrt_rtx',
+        'version': VERSION,
+        'version_compatible': False,
+        'gpu': None,
+        'compute_capabilities': ['8.0', '8.6', '8.9', '12.0+'],
+        'precision': 'fp32',
+        'inputs': [{'name': 'x', 'shape': [-1, 3, 16, 16], 'dtype': 'float32'}],
+        'outputs': [{'name': 'y', 'shape': [-1, 8], 'dtype': 'float32'}],
+        'batch': [1, 2, 4],
+        'tolerance': {},
+    }
+    files = {path.name for path in built.iterdir()}
+    assert files == {'net.onnx', 'net.engine', 'net.engine.json', 'net.engine.log'}
+    log = (built / 'net.engine.log').read_text()
+    assert 'INFO ' in log and 'VERBOSE' not in log
+
+
+def test_the_manifest_reads_back(built):
+    manifest = check_engine(built / 'net.engine', HERE, built / 'net.onnx')
+    assert manifest == read_manifest(built / 'net.engine')
+    assert manifest.inputs == (TensorSpec('x', (-1, 3, 16, 16), torch.float32),)
+    assert manifest.batch == (1, 2, 4)
+
+
+def test_an_fp16_file_gives_an_fp16_engine_with_its_casts(tmp_path):
+    onnx = rig.write_tiny(tmp_path / 'net.onnx', half=True)
+    manifest = build_engine(onnx, tmp_path / 'net.engine', RTX)
+    assert manifest.precision == 'fp16'
+    assert manifest.inputs[0].dtype == torch.float16
+    assert manifest.outputs[0].dtype == torch.float32
+
+
+def test_tf32_is_built_when_asked(tmp_path):
+    onnx = rig.write_tiny(tmp_path / 'net.onnx')
+    options = dataclasses.replace(RTX, precision='tf32')
+    assert build_engine(onnx, tmp_path / 'net.engine', options).precision == 'tf32'
+
+
+@pytest.mark.parametrize(
+    ('half', 'asked', 'words'),
+    [
+        (False, 'fp16', 'is fp32, not fp16: .*export --precision fp16'),
+        (True, 'fp32', 'is fp16, not fp32: .*export --precision fp32'),
+        (True, 'tf32', 'is fp16, not tf32: .*export --precision fp32'),
+    ],
+)
+def test_the_file_decides_the_precision(tmp_path, half, asked, words):
+    onnx = rig.write_tiny(tmp_path / 'net.onnx', half)
+    with pytest.raises(ValueError, match=words):
+        build_engine(onnx, tmp_path / 'e', dataclasses.replace(RTX, precision=asked))
+
+
+def test_a_fixed_batch_stays(tmp_path):
+    onnx = rig.write_tiny(tmp_path / 'net.onnx', batch=3)
+    options = dataclasses.replace(RTX, batch=None)
+    manifest = build_engine(onnx, tmp_path / 'net.engine', options)
+    assert manifest.batch == (3, 3, 3) and manifest.inputs[0].shape == (3, 3, 16, 16)
+    with pytest.raises(ValueError, match='fixed batch of 3, .*--batch dynamic'):
+        build_engine(onnx, tmp_path / 'net.engine', RTX)
+
+
+def test_a_row_of_scores_becomes_a_vector(tmp_path):
+    manifest = build_engine(rig.write_row(tmp_path / 'net.onnx'), tmp_path / 'net.engine', RTX)
+    assert manifest.outputs == (TensorSpec('y', (-1,), torch.float32),)
+
+
+def test_only_the_batch_may_be_free(tmp_path):
+    onnx = rig.write_one_node(tmp_path / 'n.onnx', 'Relu', [1, 3, 'h', 4], [1, 3, 'h', 4])
+    with pytest.raises(ValueError, match=r'n\.onnx: tensor x has shape \(1, 3, -1, 4\)'):
+        build_engine(onnx, tmp_path / 'net.engine', RTX)
+
+
+def test_an_operator_that_does_not_parse_is_named(tmp_path):
+    onnx = rig.write_one_node(tmp_path / 'net.onnx', 'Nonsense', [1, 4], [1, 4])
+    with pytest.raises(ValueError, match=r'does not parse with tensorrt_rtx .*the_node.*Nonsense'):
+        build_engine(onnx, tmp_path / 'net.engine', RTX)
+    assert not (tmp_path / 'net.engine').exists()
+
+
+def test_a_file_cut_short_and_no_file(tmp_path):
+    onnx = rig.write_tiny(tmp_path / 'net.onnx')
+    onnx.write_bytes(onnx.read_bytes()[:200])
+    with pytest.raises(ValueError, match='does not parse .*[Ff]ailed to parse.*net.engine.log'):
+        build_engine(onnx, tmp_path / 'net.engine', RTX)
+    with pytest.raises(ValueError, match='none.onnx: there is no such ONNX file'):
+        build_engine(tmp_path / 'none.onnx', tmp_path / 'net.engine', RTX)
+
+
+def test_a_network_that_cannot_be_built_is_told(tmp_path):
+    onnx = rig.write_reshape(tmp_path / 'net.onnx', size=8)
+    with pytest.raises(
+        ValueError, match=r'cannot build net\.engine: .*[Rr]eshape.*net\.engine\.log'
+    ):
+        build_engine(onnx, tmp_path / 'net.engine', RTX)
+    assert not (tmp_path / 'net.engine').exists()
+
+
+def test_compute_capabilities(tmp_path):
+    onnx = rig.write_tiny(tmp_path / 'net.onnx')
+    options = dataclasses.replace(RTX, compute_capabilities=('7.5', '8.9'))
+    assert build_engine(onnx, tmp_path / 'e', options).compute_capabilities == ('7.5', '8.9')
+    options = dataclasses.replace(RTX, compute_capabilities=('9.0',))
+    with pytest.raises(ValueError, match=r'capability "9\.0" is not among .*SM89'):
+        build_engine(onnx, tmp_path / 'e', options)
+
+
+def test_progress_never_falls_and_ends_at_one(tmp_path):
+    told: list[tuple[float, str]] = []
+    onnx = rig.write_tiny(tmp_path / 'net.onnx')
+    build_engine(onnx, tmp_path / 'e', RTX, lambda *news: told.append(news))
+    fractions = [fraction for fraction, _ in told]
+    assert fractions == sorted(fractions) and fractions[0] == 0 and told[-1] == (1.0, 'built')
+    assert len(set(fractions)) > 10 and len({phase for _, phase in told}) > 3
+
+
+def test_progress_of_phases_within_phases():
+    told: list[tuple[float, str]] = []
+    monitor = BuildMonitor(lambda *news: told.append(news))
+    monitor.phase_start('all', None, 2)
+    monitor.phase_start('part', 'all', 4)
+    monitor.step_complete('part', 0)
+    monitor.step_complete('part', 1)
+    monitor.phase_finish('part')
+    monitor.step_complete('all', 0)
+    monitor.step_complete('unheard of', 0)
+    assert [fraction for fraction, _ in told] == [0, 0, 1 / 8, 2 / 8, 1 / 2, 1 / 2]
+
+
+@pytest.mark.parametrize('reason', [KeyboardInterrupt, ValueError('stop'), RuntimeError('stop')])
+def test_a_build_that_is_ended_changes_nothing(plan, reason):
+    def report(fraction: float, phase: str) -> None:
+        if fraction > 0:
+            raise reason
+
+    before = {path.name: path.read_bytes() for path in plan.parent.iterdir()}
+    rig.write_tiny(plan.parent / 'other.onnx', seed=1)
+    with pytest.raises(reason if isinstance(reason, type) else type(reason)):
+        build_engine(plan.parent / 'other.onnx', plan, RTX, report)
+    (plan.parent / 'other.onnx').unlink()
+    after = {path.name: path.read_bytes() for path in plan.parent.iterdir()}
+    assert {**after, 'net.engine.log': b''} == {**before, 'net.engine.log': b''}
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from foundationpose_trt.runtime.build import BuildOptions, build_engine
+
+def report(fraction, phase):
+    if fraction > 0.3:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+build_engine(Path(sys.argv[1]), Path(sys.argv[2]), BuildOptions(backend='tensorrt_rtx'), report)
+"""
+
+
+def test_a_killed_build_leaves_no_engine(tmp_path):
+    onnx, plan = rig.write_tiny(tmp_path / 'net.onnx'), tmp_path / 'net.engine'
+    command = [sys.executable, '-c', KILLED, str(onnx), str(plan)]
+    assert subprocess.run(command, timeout=60).returncode == -signal.SIGKILL
+    assert {path.name for path in tmp_path.iterdir()} == {'net.onnx', 'net.engine.log'}
+    with pytest.raises(ValueError, match='no such engine; build it: foundationpose-trt build'):
+        check_engine(plan, HERE)
+
+
+def test_a_build_killed_before_its_manifest_is_not_loaded(plan, monkeypatch):
+    def killed(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(build, 'write_manifest', killed)
+    rig.write_tiny(plan.parent / 'net.onnx', seed=1)
+    with pytest.raises(KeyboardInterrupt):
+        build_engine(plan.parent / 'net.onnx', plan, RTX)
+    with pytest.raises(ValueError, match='build it again'):  # over the old manifest
+        check_engine(plan, HERE)
+    edit(plan, onnx_sha256=digest(plan.parent / 'net.onnx'))
+    with pytest.raises(ValueError, match='its manifest says .*its build was killed'):
+        check_engine(plan, HERE)
+    plan.with_name('net.engine.json').unlink()
+    with pytest.raises(ValueError, match=r'has no net\.engine\.json beside it'):
+        check_engine(plan, HERE)
+
+
+def commands_in(message: str) -> argparse.Namespace:
+    """Parse the build command at a message's end as the command line would."""
+    words = shlex.split(message[message.index('foundationpose-trt build') :])
+    parser = argparse.ArgumentParser()
+    tool.add_arguments(parser)
+    return parser.parse_args(words[2:])
+
+
+OTHER_GPU = dataclasses.replace(HERE, gpu='NVIDIA RTX 3090', compute_capability='8.6')
+REFUSALS = {
+    'version': ({'version': '1.6.0'}, HERE, r'built with tensorrt_rtx 1\.6\.0, here runs'),
+    'backend': ({'backend': 'tensorrt'}, HERE, 'built with tensorrt 1'),
+    'capability': (
+        {},
+        dataclasses.replace(HERE, compute_capability='9.0'),
+        r'runs on compute capability 8\.0, 8\.6, 8\.9, 12\.0\+, here is NVIDIA RTX 4090 \(9\.0\)',
+    ),
+    'gpu': (
+        {'gpu': 'NVIDIA RTX 4090'},
+        OTHER_GPU,
+        'built for NVIDIA RTX 4090, here is NVIDIA RTX',
+    ),
+    'onnx': ({'onnx_sha256': '0' * 64}, HERE, r'built from another version of .*net\.onnx'),
+    'plan': ({'plan_sha256': '0' * 64}, HERE, 'its manifest says 0000'),
+}
+
+
+@pytest.mark.parametrize('name', REFUSALS)
+def test_an_engine_that_does_not_fit_is_refused_with_its_command(plan, name):
+    changes, platform, words = REFUSALS[name]
+    edit(plan, **changes)
+    with pytest.raises(ValueError, match=words) as caught:
+        check_engine(plan, platform)
+    options = commands_in(str(caught.value))
+    assert options.onnx == [plan.parent / 'net.onnx'] and options.out == plan.parent
+    assert (options.backend, options.precision) == ('tensorrt_rtx', 'fp32')
+    assert (options.min_batch, options.opt_batch, options.max_batch) == (1, 2, 4)
+
+
+def test_the_command_mends_what_was_refused(plan):
+    rig.write_tiny(plan.parent / 'net.onnx', seed=1)
+    with pytest.raises(ValueError, match='another version') as caught:
+        check_engine(plan, HERE)
+    assert tool.run(commands_in(str(caught.value))) == 0
+    assert check_engine(plan, HERE).batch == (1, 2, 4)
+
+
+@pytest.mark.parametrize('byte', [0, -1])
+def test_one_flipped_bit_is_found(plan, byte):
+    content = bytearray(plan.read_bytes())
+    content[byte] ^= 1
+    plan.write_bytes(content)
+    with pytest.raises(ValueError, match='changed, cut short'):
+        check_engine(plan, HERE)
+
+
+@pytest.mark.parametrize(
+    'text', ['', '[]', '{"format": 1}', '{"format": 2}', '{"format": 1, "x": 2}']
+)
+def test_a_manifest_that_is_none(plan, text):
+    plan.with_name('net.engine.json').write_text(text)
+    with pytest.raises(ValueError, match='not a manifest of this program .*build it: foundation'):
+        check_engine(plan, HERE)
+
+
+@pytest.mark.parametrize(
+    ('version', 'fits'),
+    [('1.7.0', False), ('1.7.2', True), ('1.10.0', True), ('2.0.0', False)],
+)
+def test_version_compatible_engines_run_on_later_minor_versions(plan, version, fits):
+    edit(plan, version='1.7.1', version_compatible=True, backend='tensorrt', gpu=None)
+    for backend in ('tensorrt', 'tensorrt_lean'):
+        platform = dataclasses.replace(HERE, backend=backend, version=version)
+        if fits:
+            check_engine(plan, platform)
+            continue
+        with pytest.raises(ValueError, match='--backend tensorrt .*--version-compatible'):
+            check_engine(plan, platform)
+
+
+@pytest.mark.parametrize(
+    ('capability', 'fits'),
+    [('8.6', True), ('8.7', False), ('12.0', True), ('12.1', True), ('9.0', False)],
+)
+def test_later_gpus_run_rtx_engines(plan, capability, fits):
+    platform = dataclasses.replace(HERE, compute_capability=capability)
+    if fits:
+        check_engine(plan, platform)
+        return
+    with pytest.raises(ValueError, match='runs on compute capability'):
+        check_engine(plan, platform)
+
+
+def test_a_missing_engine_comes_from_the_file_exported_for_it(tmp_path):
+    (tmp_path / 'rtx').mkdir()
+    rig.write_tiny(tmp_path / 'net.onnx')
+    with pytest.raises(ValueError, match='no such engine') as caught:
+        check_engine(tmp_path / 'rtx' / 'net.engine', HERE)
+    options = commands_in(str(caught.value))
+    assert (options.onnx, options.out) == ([tmp_path / 'net.onnx'], tmp_path / 'rtx')
+    assert options.backend == 'tensorrt_rtx'
+
+
+def test_a_moved_onnx_file_is_no_fault_unless_named(plan):
+    (plan.parent / 'net.onnx').unlink()
+    check_engine(plan, HERE)
+    with pytest.raises(ValueError, match=r'net\.onnx: there is no such ONNX file'):
+        check_engine(plan, HERE, plan.parent / 'net.onnx')
+
+
+def test_tolerances_are_added(plan):
+    record_tolerance(plan, {'random_crops': {'rot': 1e-4}})
+    assert record_tolerance(plan, {'real': 2}).tolerance['random_crops'] == {'rot': 1e-4}
+    assert check_engine(plan, HERE).tolerance == {'random_crops': {'rot': 1e-4}, 'real': 2}
+
+
+def test_ensure_builds_only_what_is_missing(plan):
+    onnx, before = plan.parent / 'net.onnx', plan.stat().st_mtime_ns
+    assert ensure_engine(onnx, plan, RTX).batch == (1, 2, 4)
+    assert plan.stat().st_mtime_ns == before
+    wider = dataclasses.replace(RTX, batch=(1, 2, 8))
+    assert ensure_engine(onnx, plan, wider).batch == (1, 2, 8)
+    plan.unlink()
+    assert ensure_engine(onnx, plan, wider).batch == (1, 2, 8) and plan.exists()
+
+
+@pytest.mark.parametrize(
+    ('changes', 'words'),
+    [
+        ({'precision': 'int8'}, 'precision is "int8", must be one of auto, fp32, tf32, fp16'),
+        ({'backend': 'cuda'}, 'backend is "cuda", must be one of auto, tensorrt, tensorrt_rtx'),
+        ({'batch': (4, 2, 8)}, r'batch is \(4, 2, 8\)'),
+        ({'batch': (0, 2, 8)}, r'batch is \(0, 2, 8\)'),
+        ({'workspace_bytes': 0}, 'workspace_bytes is 0'),
+    ],
+)
+def test_wrong_options_are_refused(changes, words):
+    with pytest.raises(ValueError, match=words):
+        BuildOptions(**changes)
+
+
+def test_auto_builds_with_rtx_where_there_is_no_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    onnx = rig.write_tiny(tmp_path / 'net.onnx')
+    assert build_engine(onnx, tmp_path / 'net.engine').backend == 'tensorrt_rtx'
+    monkeypatch.setitem(sys.modules, 'tensorrt', rig.Stub('10.13.3.9'))
+    with pytest.raises(ValueError, match='tensorrt builds for the GPU of this machine'):
+        build_engine(onnx, tmp_path / 'net.engine', BuildOptions(backend='tensorrt'))
+
+
+def tool_run(*words: str) -> int:
+    parser = argparse.ArgumentParser()
+    tool.add_arguments(parser)
+    return tool.run(parser.parse_args(words))
+
+
+def test_the_tool_builds_several_files_and_writes_their_manifests(tmp_path, capsys):
+    files = [str(rig.write_tiny(tmp_path / f'{name}.onnx')) for name in ('a', 'b')]
+    out, report = tmp_path / 'out', tmp_path / 'report.json'
+    words = ('--out', str(out), '--backend', 'tensorrt_rtx', '--max-batch', '9')
+    assert tool_run('--onnx', *files, *words, '--json', str(report)) == 0
+    content = json.loads(report.read_text())
+    assert list(content) == [str(out / 'a.engine'), str(out / 'b.engine')]
+    assert all(entry['batch'] == [1, 9, 9] for entry in content.values())
+    shown = capsys.readouterr()
+    assert 'a.engine' in shown.out and '100%' in shown.err
+    with pytest.raises(ValueError, match='--onnx needs --out'):
+        tool_run('--onnx', files[0])
+    with pytest.raises(ValueError, match='two files of one stem'):
+        tool_run('--onnx', files[0], files[0], *words)
+
+
+def test_the_tool_goes_from_weights_to_engines(tmp_path):
+    folder, out = tmp_path / 'mine', tmp_path / 'out'
+    folder.mkdir()
+    for kind, make in (('refiner', RefineNet), ('scorer', ScoreNet)):
+        torch.manual_seed(0)
+        save_network(make(0.0625), folder / f'{kind}.safetensors')
+        write_manifest(folder, kind, {'width': 0.0625})
+    words = ('--weights', str(folder), '--out', str(out), '--backend', 'tensorrt_rtx')
+    assert tool_run(*words, '--precision', 'fp16') == 0
+    folder = out / 'mine_fp16'
+    plans = {kind: folder / 'tensorrt_rtx' / f'{kind}.engine' for kind in ('refiner', 'extractor')}
+    crop = (-1, 6, 160, 160)
+    for kind, plan in plans.items():
+        manifest = check_engine(plan, HERE, folder / f'{kind}.onnx')
+        expected = [('inputA', crop, torch.float16), ('inputB', crop, torch.float16)]
+        assert [(s.name, s.shape, s.dtype) for s in manifest.inputs] == expected
+        assert manifest.precision == 'fp16' and manifest.batch == (1, 64, 252)
+    outputs = read_manifest(plans['refiner']).outputs
+    assert [(s.name, s.shape) for s in outputs] == [('trans', (-1, 3)), ('rot', (-1, 3))]
+    before = plans['refiner'].stat().st_mtime_ns
+    assert tool_run(*words, '--precision', 'fp16', '--if-needed') == 0
+    assert plans['refiner'].stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ('given', 'filled'),
+    [
+        ((None, None, None), None),
+        ((2, None, None), (2, 64, 252)),
+        ((None, None, 8), (1, 8, 8)),
+        ((None, 300, None), (1, 300, 300)),
+        ((100, None, None), (100, 100, 252)),
+        ((None, 1, 1), (1, 1, 1)),
+        ((400, None, None), (400, 400, 400)),
+    ],
+)
+def test_batches_left_out_are_filled_up(given, filled):
+    assert tool._batch(given) == filled

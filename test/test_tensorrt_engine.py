@@ -1,0 +1,311 @@
+"""Plans run through stand-ins of TensorRT 8.6, 10 and 11; with a GPU, through the real one."""
+
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import tensorrt_rig as rig
+import torch
+
+from foundationpose_trt.runtime import tensorrt_engine
+from foundationpose_trt.runtime.build import BuildOptions, build_engine
+from foundationpose_trt.runtime.specs import TensorSpec
+from foundationpose_trt.runtime.tensorrt_api import load_api
+from foundationpose_trt.runtime.tensorrt_engine import TensorRtEngine
+
+VERSIONS = ('8.6.1', '10.13.3.9', '11.4.0.106')
+STREAM = 1234
+
+
+class NoGuard:
+    def __init__(self, device: object) -> None:
+        pass
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *reasons: object) -> None:
+        pass
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A pretended GPU whose memory is the host's."""
+    properties = types.SimpleNamespace(name='Stand-in', major=9, minor=0)
+    stream = types.SimpleNamespace(cuda_stream=STREAM)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'get_device_properties', lambda device: properties)
+    monkeypatch.setattr(torch.cuda, 'current_stream', lambda device: stream)
+    monkeypatch.setattr(tensorrt_engine.torch.cuda, 'device', NoGuard)
+    return properties
+
+
+@pytest.fixture(params=VERSIONS)
+def stub(request, gpu, monkeypatch) -> rig.Stub:
+    module = rig.Stub(request.param)
+    monkeypatch.setitem(sys.modules, 'tensorrt', module)
+    return module
+
+
+@pytest.fixture
+def plan(stub, tmp_path) -> Path:
+    onnx = rig.write_tiny(tmp_path / 'net.onnx')
+    build_engine(onnx, tmp_path / 'net.engine', BuildOptions(batch=(1, 2, 4)))
+    return tmp_path / 'net.engine'
+
+
+def crops(batch: int, seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {'x': torch.rand(batch, *rig.INPUT_SHAPE, generator=generator)}
+
+
+def test_reads_its_inputs_and_writes_its_outputs(plan, stub):
+    engine = TensorRtEngine(plan, 'cpu')
+    given = crops(3)
+    execution = engine.execution(given)
+    for seed in (1, 2):
+        given['x'].copy_(crops(3, seed)['x'])
+        assert torch.equal(execution.enqueue()['y'], 2 * crops(3, seed)['x'])
+    assert execution.nbytes == given['x'].nbytes
+
+
+def test_specs_come_from_the_plan(plan):
+    engine = TensorRtEngine(plan, 'cpu')
+    shape = (-1, *rig.INPUT_SHAPE)
+    assert engine.inputs == (TensorSpec('x', shape, torch.float32),)
+    assert engine.outputs == (TensorSpec('y', shape, torch.float32),)
+    assert (engine.name, engine.graphable, engine.light) == ('net.engine', True, False)
+    assert engine.workspace_bytes == rig.WORKSPACE
+
+
+def test_all_is_set_once_and_before_the_launches(plan, stub):
+    execution = TensorRtEngine(plan, 'cpu').execution(crops(2))
+    before = [call[0] for call in stub.trace]
+    old = stub.__version__.startswith('8')
+    assert before == [
+        'context',
+        'set_input_shape',
+        'set_tensor_address',
+        'infer_shapes',
+        'get_tensor_shape',
+        'set_tensor_address',
+        'device_memory =' if old else 'set_device_memory',
+    ]
+    assert stub.trace[0] == (('context',) if old else ('context', 'USER_MANAGED'))
+    stub.trace.clear()
+    execution.enqueue()
+    execution.enqueue()
+    assert stub.trace == [('execute_async_v3', STREAM)] * 2
+
+
+def workspaces(stub: rig.Stub) -> list[int]:
+    return [call[1] for call in stub.trace if call[0] in ('device_memory =', 'set_device_memory')]
+
+
+def test_executions_share_one_workspace(plan, stub):
+    engine = TensorRtEngine(plan, 'cpu')
+    kept = [engine.execution(crops(batch)) for batch in (1, 4, 2)]
+    assert len(set(workspaces(stub))) == 1 and len(kept) == 3
+
+
+def test_a_workspace_each_when_asked(plan, stub):
+    engine = TensorRtEngine(plan, 'cpu', share_workspace=False)
+    kept = [engine.execution(crops(1)) for _ in range(2)]
+    assert len(set(workspaces(stub))) == 2
+    assert {execution.nbytes for execution in kept} == {crops(1)['x'].nbytes + rig.WORKSPACE}
+
+
+@pytest.mark.parametrize(
+    ('call', 'words'),
+    [
+        ('context', 'refuses a new context'),
+        ('set_input_shape', r'refuses input x of \(2, 3, 16, 16\): no set_input_shape today'),
+        ('set_tensor_address', 'refuses the address of x: no set_tensor_address today'),
+        ('infer_shapes', r"lacks the shapes of \['x'\]"),
+        ('get_tensor_shape', 'the shape of output y, .* depends on what the inputs hold'),
+    ],
+)
+def test_each_refusal_is_told(plan, stub, call, words):
+    engine = TensorRtEngine(plan, 'cpu')
+    stub.fails.add(call)
+    with pytest.raises(RuntimeError, match=f'net.engine: .*{words}'):
+        engine.execution(crops(2))
+
+
+def test_a_launch_that_fails_is_told(plan, stub):
+    execution = TensorRtEngine(plan, 'cpu').execution(crops(2))
+    stub.fails.add('execute_async_v3')
+    with pytest.raises(RuntimeError, match='net.engine: TensorRT could not launch'):
+        execution.enqueue()
+
+
+def test_batches_outside_the_profile_are_refused(plan):
+    with pytest.raises(ValueError, match=r'batches of 1\.\.4, got 5: .*--max-batch'):
+        TensorRtEngine(plan, 'cpu').execution(crops(5))
+
+
+def test_wrong_inputs_are_refused(plan):
+    with pytest.raises(ValueError, match='input x is torch.float16'):
+        TensorRtEngine(plan, 'cpu').execution({'x': crops(2)['x'].half()})
+
+
+def test_a_plan_that_tensorrt_refuses(plan, stub):
+    stub.fails.add('deserialize')
+    with pytest.raises(ValueError, match='bad magic number; build it again: foundationpose-trt'):
+        TensorRtEngine(plan, 'cpu')
+
+
+def test_another_gpu_and_no_gpu(plan, gpu, monkeypatch):
+    gpu.name = 'Other'
+    with pytest.raises(ValueError, match='was built for Stand-in, here is Other'):
+        TensorRtEngine(plan, 'cpu')
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    with pytest.raises(ValueError, match='needs a GPU'):
+        TensorRtEngine(plan, 'cpu')
+
+
+def test_typing_by_version(stub, tmp_path):
+    stub.half = True
+    onnx = rig.write_tiny(tmp_path / 'net.onnx', half=True)
+    manifest = build_engine(onnx, tmp_path / 'net.engine', BuildOptions(precision='fp16'))
+    assert manifest.precision == 'fp16'
+    flags, network = stub.networks[0]
+    major = int(stub.__version__.split('.')[0])
+    assert flags == {8: 1 << 0, 10: 1 << 1, 11: 0}[major]
+    weak = {'FP16': True, 'OBEY_PRECISION_CONSTRAINTS': True} if major == 8 else {}
+    assert stub.configs[0].flags == {'TF32': False, **weak}
+    half, single = rig.DataType.HALF, rig.DataType.FLOAT
+    held = {name: (layer.precision, layer.output_types) for name, layer in network.layers.items()}
+    free = (None, {})
+    assert held == {
+        'weights': free,
+        'conv': (half, {0: half}) if major == 8 else free,
+        'shape': free,
+        'cast': free,
+        'scale': free,
+        'norm': (single, {0: single}) if major == 8 else free,
+    }
+
+
+def test_single_precision_sets_no_half(stub, tmp_path):
+    onnx = rig.write_tiny(tmp_path / 'net.onnx')
+    build_engine(onnx, tmp_path / 'a.engine')
+    build_engine(onnx, tmp_path / 'b.engine', BuildOptions(precision='tf32'))
+    assert [config.flags for config in stub.configs] == [{'TF32': False}, {'TF32': True}]
+
+
+def test_options_reach_the_builder(stub, tmp_path):
+    onnx = rig.write_tiny(tmp_path / 'net.onnx')
+    options = BuildOptions(batch=(2, 3, 5), workspace_bytes=1 << 20, version_compatible=True)
+    build_engine(onnx, tmp_path / 'net.engine', options)
+    shapes = [(size, *rig.INPUT_SHAPE) for size in (2, 3, 5)]
+    assert stub.profiles[0].shapes == {'x': tuple(shapes)}
+    assert stub.configs[0].limits == {'WORKSPACE': 1 << 20}
+    assert stub.configs[0].flags['VERSION_COMPATIBLE'] is True
+
+
+def test_timings_are_kept_and_foreign_ones_dropped(stub, tmp_path):
+    onnx, plan = rig.write_tiny(tmp_path / 'net.onnx'), tmp_path / 'net.engine'
+    timing = tmp_path / 'net.engine.timing'
+    build_engine(onnx, plan)
+    assert timing.read_bytes() == b'timings'
+    build_engine(onnx, plan)
+    timing.write_bytes(b'of another GPU')
+    build_engine(onnx, plan)
+    assert [config.cache for config in stub.configs] == [b'', b'timings', b'']
+
+
+def test_progress_where_the_version_tells_it(stub, tmp_path):
+    told = []
+    onnx = rig.write_tiny(tmp_path / 'net.onnx')
+    build_engine(onnx, tmp_path / 'net.engine', progress=lambda *news: told.append(news))
+    phases = [] if stub.__version__.startswith('8') else [(0.0, 'build'), (0.5, 'build')]
+    assert told == [*phases, (1.0, 'built')]
+
+
+def test_a_failed_build_gives_the_reason_and_leaves_no_engine(stub, tmp_path):
+    stub.fails.add('build')
+    onnx = rig.write_tiny(tmp_path / 'net.onnx')
+    with pytest.raises(ValueError, match=r'cannot build net\.engine: no tactic; .*\.log'):
+        build_engine(onnx, tmp_path / 'net.engine')
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {'net.onnx', 'net.engine.log'}
+    assert 'ERROR no tactic' in (tmp_path / 'net.engine.log').read_text()
+
+
+def test_only_rtx_builds_for_other_gpus(stub, tmp_path):
+    onnx = rig.write_tiny(tmp_path / 'net.onnx')
+    options = BuildOptions(compute_capabilities=('8.9',))
+    with pytest.raises(ValueError, match='tensorrt builds for the GPU it runs on.*tensorrt_rtx'):
+        build_engine(onnx, tmp_path / 'net.engine', options)
+
+
+def test_a_missing_or_broken_tensorrt_is_told(monkeypatch, tmp_path):
+    for name in ('tensorrt_lean', 'tensorrt_lean_bindings'):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ValueError, match='tensorrt_lean is .*pip install tensorrt_lean'):
+        load_api('tensorrt_lean')
+    (tmp_path / 'tensorrt_lean.py').write_text("raise OSError('libcudart.so.12: missing')")
+    monkeypatch.delitem(sys.modules, 'tensorrt_lean')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ValueError, match=r'does not load \(libcudart\.so\.12: missing\)'):
+        load_api('tensorrt_lean')
+    with pytest.raises(ValueError, match='backend is "cuda", must be one of tensorrt,'):
+        load_api('cuda')
+
+
+def torch_reference(onnx: Path, x: torch.Tensor) -> torch.Tensor:
+    """The tiny network by torch's own functions in double precision."""
+    import onnx as onnx_package
+    from onnx import numpy_helper
+
+    graph = onnx_package.load(str(onnx)).graph
+    weights = {
+        w.name: torch.from_numpy(numpy_helper.to_array(w).copy()) for w in graph.initializer
+    }
+    mean = torch.conv2d(x.double(), weights['w'].double(), padding=1).relu().mean((2, 3))
+    return torch.layer_norm(mean, (8,)).float()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('half', [False, True])
+def test_a_real_engine_agrees_with_torch(tmp_path, half):
+    pytest.importorskip('tensorrt')
+    onnx, plan = rig.write_tiny(tmp_path / 'net.onnx', half), tmp_path / 'net.engine'
+    build_engine(onnx, plan, BuildOptions(backend='tensorrt', batch=(1, 4, 8)))
+    engine = TensorRtEngine(plan, onnx=onnx)
+    with torch.cuda.stream(torch.cuda.Stream()):
+        executions = {}
+        for batch in (1, 8, 3):
+            x = crops(batch)['x'].to('cuda', engine.inputs[0].dtype)
+            executions[batch] = (engine.execution({'x': x}), x)
+        for execution, x in [*executions.values(), *reversed(executions.values())]:
+            given = torch.rand(x.shape, device='cuda').to(x.dtype)
+            x.copy_(given)
+            result = execution.enqueue()['y'].cpu()
+            expected = torch_reference(onnx, given.cpu())
+            tolerance = 2e-2 if half else 1e-4
+            torch.testing.assert_close(result, expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.gpu
+def test_a_captured_graph_replays_what_the_engine_does(tmp_path):
+    pytest.importorskip('tensorrt')
+    onnx, plan = rig.write_tiny(tmp_path / 'net.onnx'), tmp_path / 'net.engine'
+    build_engine(onnx, plan, BuildOptions(backend='tensorrt', batch=(1, 4, 8)))
+    engine = TensorRtEngine(plan)
+    x = crops(4)['x'].cuda()
+    execution, graph = engine.execution({'x': x}), torch.cuda.CUDAGraph()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        execution.enqueue()
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+            outputs = execution.enqueue()
+        for seed in (1, 2):
+            x.copy_(crops(4, seed)['x'])
+            graph.replay()
+            replayed = outputs['y'].clone()
+            assert torch.equal(replayed, execution.enqueue()['y'])
