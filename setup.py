@@ -13,6 +13,12 @@ SHARE = f'share/{PACKAGE}'
 # machine (Jetson, a CUDA version of one's own). Which build PyPI has depends on the platform:
 # on x86-64 Linux it is the CUDA one, which also runs without a GPU.
 TORCH = 'torch>=2.4'
+ONNX = ['onnx>=1.14', 'onnxruntime>=1.17']
+# Builds engines without a GPU, which is how the build is tested everywhere.
+TENSORRT_RTX = [
+    f'tensorrt-rtx-cu13-{part}>=1.7; platform_machine == "x86_64" and sys_platform == "linux"'
+    for part in ('libs', 'bindings')
+]
 ROS_WHEELS = '; platform_machine == "x86_64" and sys_platform == "linux"'
 
 
@@ -68,10 +74,12 @@ setup(
         'rich>=11',
     ],
     extras_require={
-        'cpu': [TORCH],
+        'cpu': [TORCH, *ONNX],  # ONNX Runtime is the faster back end there
         'gpu': [TORCH],
         'train': [TORCH],
-        'onnx': ['onnx>=1.14'],
+        'onnx': ONNX,
+        'tensorrt': ['tensorrt>=8.6'],
+        'tensorrt-rtx': TENSORRT_RTX,
         'ros': [
             f'ros-kilted-rclpy[fastrtps]==9.1.2{ROS_WHEELS}',
             f'ros-kilted-sensor-msgs==5.5.1{ROS_WHEELS}',
@@ -83,7 +91,8 @@ setup(
         'test': [
             'pytest>=7',
             'rtree>=1.0',
-            'onnx>=1.14',
+            *ONNX,
+            *TENSORRT_RTX,
             'ruff>=0.6',
             'mypy>=1.10',
             'colcon-core',

@@ -196,6 +196,7 @@ class _Plans:
     progress: Progress | None
 
     def engine(self, kind: str) -> Engine:
+        """Open the engine of one of KINDS."""
         plan = plan_path(self.networks, kind, self.choice, self.backend)
         onnx = onnx_path(self.networks, kind, self.choice)
         if self.choice.build:

@@ -160,6 +160,7 @@ class _Build:
         self.errors = ErrorList()
 
     def run(self, onnx: Path, plan: Path, monitor: BuildMonitor) -> EngineManifest:
+        """Build the plan and write it, then its manifest."""
         started = time.perf_counter()
         source_sha256 = sha256_of(onnx)
         self.api.relay.interrupted = False

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 
+from ..datatypes import require
 from .engine import Engine
 
 logger = logging.getLogger(__name__)
@@ -129,6 +130,12 @@ class GraphEntry:
                 outputs = {name: tensor.clone() for name, tensor in outputs.items()}
             self._order.after(stream)
         return dict(outputs)
+
+    def bare_replay(self) -> Callable[[], None]:
+        """Return the graph's own replay, unordered; raises ValueError where there is none."""
+        require(self._graph is not None, 'this shape runs without a CUDA graph')
+        assert self._graph is not None
+        return self._graph.replay
 
     def wait(self) -> None:
         """Return when the engine's last launch, hence this entry's, has finished."""

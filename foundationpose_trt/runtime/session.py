@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -83,7 +83,6 @@ class Session:
         with cache.lease(graph_key(inputs), lambda: self._entry(inputs, capture)) as entry:
             return entry.launch(inputs, clone)
 
-    @torch.inference_mode()
     def input(self, name: str, batch: int) -> torch.Tensor:
         """Return the static buffer of an input at a batch, for a producer to write in place.
 
@@ -105,18 +104,33 @@ class Session:
         with self._graphs.lease(graph_key(wanted), lambda: self._entry(wanted, True)) as entry:
             return entry.inputs[name]
 
+    def bare_replay(self, inputs: Mapping[str, torch.Tensor]) -> Callable[[], None]:
+        """Return the replay of the graph of these inputs' shape and nothing else, to measure by.
+
+        Raises ValueError when there is no such graph yet.
+        """
+        key = graph_key(inputs)
+        require(
+            self._graphs is not None and key in self._graphs,
+            f'{self.engine.name} has no CUDA graph for {key}: run it once with a cache',
+        )
+        assert self._graphs is not None
+        with self._graphs.lease(key, lambda: self._entry(inputs, True)) as entry:
+            return entry.bare_replay()
+
     def _empty(self, batch: int) -> dict[str, torch.Tensor]:
         return {spec.name: spec.empty(batch, self.engine.device) for spec in self.engine.inputs}
 
     def _entry(self, inputs: Mapping[str, torch.Tensor], capture: bool) -> GraphEntry:
         """Make the entry of these inputs' shape, with buffers of its own or the shared ones."""
         assert self._order is not None
-        buffers = {}
-        for spec in self.engine.inputs:
-            batch = len(inputs[spec.name])
-            shared = self._buffers.get(spec.name)
-            fits = shared is not None and batch <= len(shared)
-            buffers[spec.name] = (
-                shared[:batch] if fits and shared is not None else inputs[spec.name].clone()
-            )
+        # no inference tensors: a producer outside inference mode could not write into those
+        with torch.inference_mode(False):
+            buffers = {name: self._buffer(name, given) for name, given in inputs.items()}
         return GraphEntry(self.engine, buffers, self._order, capture)
+
+    def _buffer(self, name: str, given: torch.Tensor) -> torch.Tensor:
+        shared = self._buffers.get(name)
+        if shared is None or len(given) > len(shared):
+            return given.clone()
+        return shared[: len(given)]

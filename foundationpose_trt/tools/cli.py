@@ -11,12 +11,15 @@ from pathlib import Path
 
 import foundationpose_trt
 
-COMMANDS = ('demo', 'replay', 'make-scene', 'evaluate', 'train')
+COMMANDS = (
+    'demo', 'replay', 'make-scene', 'evaluate', 'train', 'export', 'build', 'benchmark',
+)  # fmt: skip
 BAD_INPUT = 2  # exit status, as argparse's own for wrong arguments
 INTERRUPTED = 130  # exit status of a program ended by SIGINT, by shell convention
 REMEDIES = {  # for the optional packages of setup.py
     'torch': "pip install '.[gpu]' or '.[cpu]'",
     'onnx': "pip install '.[onnx]'",
+    'onnxruntime': "pip install '.[onnx]'",
     'rclpy': "pip install '.[ros]', or source your ROS 2 installation",
 }
 

@@ -129,7 +129,7 @@ def run_views(trial: ViewTrial, choice: EstimatorChoice) -> list[ViewResult]:
     """Register the object in each view that shows enough of it."""
     rng = np.random.default_rng(trial.seed)
     target = make_object(trial.seed)
-    scene = compose_views(target, _clutter(rng), 2 * trial.views, rng, SETTINGS)
+    scene = compose_views(target, clutter(rng), 2 * trial.views, rng, SETTINGS)
     images = TabletopRenderer(scene, choice.device, BATCH).images(trial.seed)
     estimator = choice.estimator(target)
     points, symmetric = surface_points(target), is_symmetric(target)
@@ -161,7 +161,7 @@ def run_track(trial: TrackTrial, choice: EstimatorChoice) -> TrackResult:
     """
     rng = np.random.default_rng(trial.seed)
     target = make_object(trial.seed)
-    others, motion = _clutter(rng), MOTIONS[trial.motion]
+    others, motion = clutter(rng), MOTIONS[trial.motion]
     scene = compose_sequence(target, others, trial.frames, rng, SETTINGS, motion)
     images = TabletopRenderer(scene, choice.device, BATCH).images(trial.seed, SensorNoise.video())
     estimator = choice.estimator(target)
@@ -199,7 +199,8 @@ def _follow(
     return visible, outcomes, errors, registrations
 
 
-def _clutter(rng: np.random.Generator) -> list[ObjectMesh]:
+def clutter(rng: np.random.Generator) -> list[ObjectMesh]:
+    """Make the other objects of a scene."""
     seeds = FIRST_CLUTTER_SEED + rng.integers(0, 100_000, CLUTTER + 1)
     return [make_object(int(seed)) for seed in seeds]
 

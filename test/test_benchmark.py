@@ -1,0 +1,91 @@
+"""The benchmark of the runtime: what it prints is there, and it fails where a pose moves."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from foundationpose_trt.tools import benchmark, benchmark_poses, cli
+from foundationpose_trt.tools.benchmark import Rung, ladder
+
+QUICK = [
+    '--weights',
+    'small',
+    '--batches',
+    '1',
+    '--repeats',
+    '2',
+    '--objects',
+    '1',
+    '--views',
+    '1',
+]
+
+
+def test_the_ladder_is_measured_on_this_machine(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    monkeypatch.setattr('torch.cuda.is_available', lambda: False)
+    file = tmp_path / 'runtime.json'
+    assert cli.main(['benchmark', 'runtime', *QUICK, '--json', str(file)]) == 0
+    content = json.loads(file.read_text())
+    assert [row['name'] for row in content['rungs']] == [
+        'torch fp32, CPU',
+        'onnxruntime fp32, CPU',
+    ]
+    for row in content['rungs']:
+        for network in ('refiner', 'extractor'):
+            figures = row['networks'][network]['1']
+            assert 0.5 < figures['p50_ms'] <= figures['p99_ms'] < 60_000
+        assert 0 < row['pose']['rotation_deg'] < 30 and 0 < row['pose']['add_s_mm'] < 50
+        assert row['pose']['from_reference_deg'] < 0.01 and row['pose']['from_reference_mm'] < 0.01
+    assert content['machine']['gpu'] is None and content['machine']['torch']
+    assert 'pose error of 1 tracked views' in capsys.readouterr().out
+
+
+def test_a_rung_that_moves_the_pose_fails_the_command(tmp_path, monkeypatch):
+    monkeypatch.setattr('torch.cuda.is_available', lambda: False)
+    monkeypatch.setattr(benchmark, 'timings', lambda *_: {'p50_ms': 1.0, 'p99_ms': 1.0})
+    shifted = []
+
+    def moved(tasks, make):
+        shifted.append(0.0004 * len(shifted) ** 2)
+        pose = tasks[0].truth.copy()
+        pose[0, 3] += shifted[-1]
+        return [pose]
+
+    monkeypatch.setattr(benchmark, 'run_tasks', moved)
+    rungs = [Rung('torch', 'fp32', device='cpu')] * 2
+    monkeypatch.setattr(benchmark, 'ladder', lambda _: rungs)
+    command = ['benchmark', 'runtime', *QUICK]
+    assert cli.main(command) == 0  # 0.4 mm
+    shifted[:] = [0.0, 0.0]
+    assert cli.main(command) == 1  # 2 mm and more
+
+
+def test_rungs_of_a_gpu(monkeypatch):
+    monkeypatch.setattr(benchmark, 'installed', lambda backend: backend == 'tensorrt')
+    assert [rung.name for rung in ladder(True)] == [
+        'torch fp32', 'torch fp16', 'torch fp16 + graph', 'onnxruntime fp32, CPU',
+        'tensorrt fp32 + graph', 'tensorrt fp16', 'tensorrt fp16 + graph',
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ('option', 'word'), [('--batches', 'batches'), ('--repeats', 'repeats'), ('--views', 'views')]
+)
+def test_counts_below_one_are_refused(option, word, capsys):
+    assert cli.main(['benchmark', 'runtime', *QUICK, option, '0']) == 2
+    assert f'--{word}' in capsys.readouterr().err
+
+
+def test_poses_are_compared_in_degrees_and_millimetres():
+    pose = np.eye(4)
+    pose[:3, :3] = Rotation.from_rotvec([0, 0, np.radians(3)]).as_matrix()
+    pose[:3, 3] = 0.003, 0, 0.004
+    turn, shift = benchmark_poses._distance(pose, np.eye(4))
+    assert (turn, shift) == (pytest.approx(3), pytest.approx(5))
+    assert benchmark_poses._distance(None, None) == (0, 0)
+    assert benchmark_poses._distance(None, pose) == (np.inf, np.inf)
