@@ -78,8 +78,8 @@ setup(
         'gpu': [TORCH],
         'train': [TORCH],
         'onnx': ONNX,
-        'tensorrt': ['tensorrt>=8.6'],
-        'tensorrt-rtx': TENSORRT_RTX,
+        'tensorrt': ['tensorrt>=8.6', *ONNX],
+        'rtx': [*TENSORRT_RTX, *ONNX],
         'ros': [
             f'ros-kilted-rclpy[fastrtps]==9.1.2{ROS_WHEELS}',
             f'ros-kilted-sensor-msgs==5.5.1{ROS_WHEELS}',

@@ -31,9 +31,12 @@ ROS_ONLY = (
     'rclpy rcl_interfaces sensor_msgs geometry_msgs std_msgs builtin_interfaces cv_bridge rosbags'
     ' ament_index_python launch launch_ros'
 )
+TENSORRT = (
+    'tensorrt', 'tensorrt_bindings', 'tensorrt_lean', 'tensorrt_rtx', 'tensorrt_rtx_bindings',
+)  # fmt: skip
 ONLY_IN = {  # third-party module -> the only parts that may import it
     **dict.fromkeys(ROS_ONLY.split(), {'ros'}),
-    **dict.fromkeys(['tensorrt', 'tensorrt_lean', 'tensorrt_rtx', 'onnxruntime'], {'runtime'}),
+    **dict.fromkeys([*TENSORRT, 'onnxruntime'], {'runtime'}),
     'argparse': {'tools', 'ros'},
 }
 FILES = sorted(PACKAGE.rglob('*.py'))
@@ -97,7 +100,8 @@ import importlib, json, sys
 
 BLOCKED = {
     'rclpy', 'sensor_msgs', 'geometry_msgs', 'std_msgs',
-    'tensorrt', 'tensorrt_lean', 'tensorrt_rtx', 'onnxruntime',
+    'tensorrt', 'tensorrt_bindings', 'tensorrt_lean', 'tensorrt_rtx', 'tensorrt_rtx_bindings',
+    'onnxruntime',
 }
 
 class Refuse:

@@ -26,6 +26,7 @@ from torch import nn
 
 from .. import __version__
 from ..datatypes import require
+from ..runtime.engine_manifest import sha256_of
 from .networks import HEADS, TOKENS, RefineNet, ScoreNet, fold_batch_norm
 from .weights import (
     MANIFEST,
@@ -33,7 +34,6 @@ from .weights import (
     PRECISIONS,
     PoseNetworks,
     resolve_folder,
-    sha256_of,
 )
 
 if TYPE_CHECKING:

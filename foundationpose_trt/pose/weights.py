@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..datatypes import require
+from ..runtime.engine_manifest import sha256_of
 from .networks import RefineNet, ScoreNet, fold_batch_norm
 from .onnx_weights import state_from_onnx
 
@@ -41,15 +41,6 @@ class PoseNetworks:
     device: torch.device
     dtype: torch.dtype
     source: Path | None = None
-
-
-def sha256_of(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with path.open('rb') as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def save_network(network: nn.Module, path: Path) -> None:

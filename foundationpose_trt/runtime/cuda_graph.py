@@ -70,9 +70,10 @@ class GraphEntry:
         if capture:
             with order.lock:
                 self._try_capture(engine.name)
-        own = {tensor.data_ptr(): tensor.nbytes for tensor in self._outputs.values()}
-        self.nbytes = self._execution.nbytes + sum(own.values())
-        self.nbytes += sum(tensor.nbytes for tensor in self.inputs.values())
+        # an execution that owns its outputs has counted them
+        outputs = {} if self._execution.nbytes else self._outputs
+        tensors = [*self.inputs.values(), *outputs.values()]
+        self.nbytes = self._execution.nbytes + sum(tensor.nbytes for tensor in tensors)
 
     def _try_capture(self, name: str) -> None:
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from ..datatypes import require
+from .engine_manifest import sha256_of
 from .specs import TensorSpec, normalized
 
 Function = Callable[..., Any]
@@ -85,7 +85,7 @@ def load_torchscript(
     ValueError when the file is missing, differs, or is no TorchScript.
     """
     require(file.is_file(), f'{file}: there is no such TorchScript file')
-    actual = hashlib.sha256(file.read_bytes()).hexdigest()
+    actual = sha256_of(file)
     require(
         actual == sha256,
         f'{file}: sha256 is {actual}, expected {sha256}: the file was changed or cut short;'
