@@ -15,7 +15,7 @@ import torch
 from ..datatypes import require
 from ..runtime.build import BuildOptions, ensure_engine, platform_of
 from ..runtime.engine import Engine
-from ..runtime.engine_manifest import check_engine
+from ..runtime.engine_manifest import check_engine, record_tolerance
 from ..runtime.onnx_engine import OnnxEngine
 from ..runtime.specs import BATCH, TensorSpec
 from ..runtime.tensorrt_api import installed, load_api
@@ -24,6 +24,7 @@ from ..runtime.torch_engine import TorchEngine
 from .crops import CROP_PX
 from .export import export_request, is_current, write_export_manifest, write_onnx
 from .networks import scaled
+from .self_check import CROPS, deviations, reference_of, require_agreement
 from .weights import PRECISIONS, PoseNetworks
 
 BACKENDS = ('auto', 'torch', 'onnxruntime', 'tensorrt', 'tensorrt_rtx')
@@ -203,7 +204,16 @@ class _Plans:
             onnx = _exported(self.networks, kind, self.choice)
             options = BuildOptions(backend=self.backend)
             ensure_engine(onnx, plan, options, self._reporter(kind))
-        return TensorRtEngine(plan, self.networks.device, onnx if onnx.is_file() else None)
+        engine = TensorRtEngine(plan, self.networks.device, onnx if onnx.is_file() else None)
+        if not engine.manifest.tolerance:  # the first time this engine runs
+            self._check(engine, kind, plan)
+        return engine
+
+    def _check(self, engine: TensorRtEngine, kind: str, plan: Path) -> None:
+        low, _, high = engine.manifest.batch
+        found = deviations(engine, reference_of(self.networks, kind), max(low, min(CROPS, high)))
+        require_agreement(plan.name, found, 'use backend torch, and report it with the .log file')
+        record_tolerance(plan, {'test_crops_relative': found})
 
     def _reporter(self, kind: str) -> Callable[[float, str], None] | None:
         report = self.progress

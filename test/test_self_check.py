@@ -1,0 +1,84 @@
+"""The check that an engine computes what its network does."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+
+from foundationpose_trt.pose.backends import BackendChoice, open_engines
+from foundationpose_trt.pose.export import write_onnx
+from foundationpose_trt.pose.self_check import (
+    deviations,
+    reference_of,
+    require_agreement,
+    sample_crops,
+)
+from foundationpose_trt.pose.weights import PoseNetworks, load_networks
+from foundationpose_trt.runtime.engine import Engine
+from foundationpose_trt.runtime.onnx_engine import OnnxEngine
+
+
+@pytest.fixture(scope='module')
+def networks() -> PoseNetworks:
+    return load_networks('small')
+
+
+def onnx_engine(networks: PoseNetworks, kind: str, folder: Path, precision: str) -> Engine:
+    pytest.importorskip('onnx')
+    pytest.importorskip('onnxruntime')
+    path = folder / f'{kind}.onnx'
+    write_onnx(networks, kind, path, precision)
+    return OnnxEngine(path)
+
+
+@pytest.mark.parametrize('precision', ['fp32', 'fp16'])
+@pytest.mark.parametrize(('kind', 'outputs'), [('refiner', 2), ('extractor', 1)])
+@pytest.mark.parametrize('batch', [1, 3, 8])
+def test_a_right_engine_agrees_in_any_batch(networks, tmp_path, kind, outputs, precision, batch):
+    engine = onnx_engine(networks, kind, tmp_path, precision)
+    found = deviations(engine, reference_of(networks, kind), batch)
+    assert len(found) == outputs
+    limit = 1e-3 if precision == 'fp32' else 0.1
+    assert all(0 < value < limit for value in found.values())
+    require_agreement('engine', found, 'nothing')
+
+
+@pytest.mark.parametrize('damage', ['weights', 'nan', 'swapped'])
+def test_a_wrong_engine_is_refused(networks, tmp_path, damage):
+    wrong = copy.deepcopy(networks)
+    first = wrong.refiner.encodeA[0].net[0].weight
+    if damage == 'weights':
+        first.mul_(-1)
+    elif damage == 'nan':
+        wrong.refiner.rot_head[1].bias[0] = float('nan')
+    else:  # the two crops in the wrong order, as a file of another program may have them
+        forward = wrong.refiner.forward
+        wrong.refiner.forward = lambda a, b: forward(b, a)
+    engine = open_engines(wrong, BackendChoice('torch')).refiner
+    found = deviations(engine, reference_of(networks, 'refiner'), 4)
+    with pytest.raises(ValueError, match='refiner.engine: output .* computes something else; do'):
+        require_agreement('refiner.engine', found, 'do that')
+
+
+def test_test_crops_are_noise_and_shapes_and_always_the_same():
+    rendered, observed = sample_crops(8)
+    assert rendered.shape == observed.shape == (8, 6, 160, 160)
+    assert rendered.abs().max() <= 1 and torch.equal(rendered, sample_crops(8)[0])
+    black = (rendered == 0).float().mean((1, 2, 3))
+    assert (black[:4] < 0.01).all() and (black[4:] > 0.1).all()
+    assert not torch.equal(rendered[4:], observed[4:])
+
+
+def test_the_reference_is_the_network_in_float32(networks):
+    half = PoseNetworks(
+        copy.deepcopy(networks.refiner).half(), copy.deepcopy(networks.scorer).half(), 'half',
+        networks.device, torch.float16,
+    )  # fmt: skip
+    crops = sample_crops(2)
+    with torch.inference_mode():
+        wanted, given = networks.refiner(*crops), reference_of(half, 'refiner')(*crops)
+    torch.testing.assert_close(given['rot'], wanted['rot'], atol=5e-3, rtol=0.05)
+    assert half.refiner.encodeA[0].net[0].weight.dtype == torch.float16
