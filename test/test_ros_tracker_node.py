@@ -236,7 +236,9 @@ def test_build_only_ends_the_node_without_listening(make_rig):
 def test_engine_builds_are_reported_now_and_then():
     lines = []
     logger = SimpleNamespace(info=lines.append)
-    quick, slow = BuildReports(logger, interval_s=60.0), BuildReports(logger, interval_s=0.0)
+    sent = []
+    quick = BuildReports(logger, sent.append, interval_s=60.0)
+    slow = BuildReports(logger, sent.append, interval_s=0.0)
     for done in (0.0, 0.2, 0.4, 1.0):
         quick('refiner', done, 'tactics')
     quick('extractor', 0.5, 'parsing')
@@ -247,7 +249,7 @@ def test_engine_builds_are_reported_now_and_then():
     ]
     slow('refiner', 0.1, 'a')
     slow('refiner', 0.2, 'b')
-    assert len(lines) == 5
+    assert len(lines) == 5 and sent == lines
 
 
 def test_inputs_are_newest_only_best_effort_unless_the_user_says_otherwise(make_rig):

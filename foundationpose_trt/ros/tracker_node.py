@@ -20,6 +20,7 @@ from rclpy.parameter import Parameter
 from rclpy.qos import QoSPolicyKind, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, Image
+from std_msgs.msg import String
 
 from foundationpose_trt.datatypes import CameraIntrinsics, Frame, TrackingState
 from foundationpose_trt.ros import conversions
@@ -31,7 +32,7 @@ from foundationpose_trt.ros.rejections import RejectedMessage
 from foundationpose_trt.ros.running import run_node
 from foundationpose_trt.ros.throttle import ThrottledCount
 from foundationpose_trt.ros.tracker_factory import BuiltTracker, build_tracker
-from foundationpose_trt.ros.tracker_outputs import TrackerOutputs
+from foundationpose_trt.ros.tracker_outputs import LATCHED_QOS, TrackerOutputs
 from foundationpose_trt.ros.tracker_parameters import TrackerParameters
 from foundationpose_trt.ros.worker import NewestWorker
 
@@ -70,7 +71,9 @@ class TrackerNode(Node):
         self.parameters = declare(self, TrackerParameters)
         for line in unknown_parameters(given_parameters(self), TrackerParameters):
             self.get_logger().warning(line)
-        built = build(self.parameters, BuildReports(self.get_logger()))
+        builds = self.create_publisher(String, 'engine_build', LATCHED_QOS)
+        reports = BuildReports(self.get_logger(), lambda line: builds.publish(String(data=line)))
+        built = build(self.parameters, reports)
         self.get_logger().info(f'tracking {built.description}')
         self._tracker, self._warm_up_tracker = built.tracker, built.warm_up
         self._set_graph_capacity = built.set_cuda_graph_cache_capacity
