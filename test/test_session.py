@@ -137,6 +137,13 @@ def test_a_cache_changes_nothing_on_a_cpu():
     assert session.cuda_graph_cache is None
 
 
+def test_the_environment_gives_a_cache_where_none_is_given(monkeypatch):
+    monkeypatch.setenv('ENABLE_AUTO_CUDA_GRAPHS_FOR_TRT_BACKEND', 'perhaps')
+    with pytest.raises(ValueError, match='must be true or false'):
+        Session(engine_on())
+    Session(engine_on(), None)  # asks nobody
+
+
 def test_two_sessions_may_not_share_a_cache():
     cache = CudaGraphCache(2)
     Session(engine_on(), cache)

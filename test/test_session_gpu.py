@@ -51,6 +51,18 @@ def test_capture_replay_and_eager_agree_and_follow_their_input(batch):
     assert stats.nbytes >= 2 * batch * WIDTH * 4
 
 
+@pytest.mark.parametrize(('word', 'enabled'), [('true', True), ('false', False)])
+def test_the_environment_switches_graphs_on_and_a_call_off(monkeypatch, word, enabled):
+    monkeypatch.setenv('ENABLE_AUTO_CUDA_GRAPHS_FOR_TRT_BACKEND', word)
+    session = Session(TorchEngine('net', network(), (INPUT,), (OUTPUT,), 'cuda'))
+    assert (session.cuda_graph_cache is not None) == enabled
+    x = noise(2, 1)
+    session.run({'a': x}, disable_cuda_graphs=True)
+    assert not enabled or session.cuda_graph_cache.get_current_size() == 0
+    session.run({'a': x})
+    assert not enabled or session.cuda_graph_cache.get_current_size() == 1
+
+
 def test_outputs_are_views_that_the_next_run_overwrites():
     session, _ = graphed()
     view = session.run({'a': noise(2, 1)})['y']

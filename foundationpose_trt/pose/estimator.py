@@ -6,12 +6,13 @@ network, update. Poses stay on the device from the first hypothesis to the resul
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from ..datatypes import CameraIntrinsics, Frame, Outcome, PoseEstimate, PoseQuality, require
+from ..runtime.graph_cache import capacity_by_environment
 from .backends import BackendChoice, NetworkEngines, open_engines
 from .crops import REFINER_CROP, SCORER_CROP, ObservedImages
 from .hypotheses import initial_translation, rotation_grid
@@ -54,7 +55,8 @@ class EstimatorSettings:
     min_mask_depth_px: int = 4  # foundationpose.md §3.4
     chunk: int = 0
     symmetries: tuple[tuple[float, ...], ...] = ()  # row-major 3x3 rotations besides identity
-    cuda_graph_cache_capacity: int = 0  # graphs kept per network, one per number of crops
+    # graphs kept per network, one per number of crops; 0: none
+    cuda_graph_cache_capacity: int = field(default_factory=capacity_by_environment)
 
     def __post_init__(self) -> None:
         require(len(self.schedule) > 0, 'schedule is empty: give at least one RegisterStage')

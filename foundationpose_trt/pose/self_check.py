@@ -52,7 +52,7 @@ def deviations(engine: Engine, reference: Callable[..., Any], batch: int) -> dic
 
     batch: pairs of crops in one run, which the engine must take. NaN counts as infinite.
     """
-    session = Session(engine)
+    session = Session(engine, None)
     pair = [half.to(engine.device) for half in sample_crops(CROPS)]
 
     def run(*halves: torch.Tensor) -> Mapping[str, torch.Tensor]:

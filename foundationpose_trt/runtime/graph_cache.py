@@ -273,6 +273,11 @@ def graphs_enabled_by_environment() -> bool:
     return word in ('1', 'true', 'yes', 'on')
 
 
+def capacity_by_environment() -> int:
+    """Return the default capacity if the environment asks for graphs, else 0."""
+    return DEFAULT_CAPACITY if graphs_enabled_by_environment() else 0
+
+
 def establish_cuda_graph_cache(
     default_capacity: int = DEFAULT_CAPACITY, cache: CudaGraphCache | None = None
 ) -> CudaGraphCache | None:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 import torch
 
 from ..datatypes import require
 from .cuda_graph import GraphEntry, LaunchOrder
 from .engine import Engine
-from .graph_cache import DEFAULT_CAPACITY, CudaGraphCache, graph_key
+from .graph_cache import (
+    DEFAULT_CAPACITY,
+    CudaGraphCache,
+    establish_cuda_graph_cache,
+    graph_key,
+)
 from .specs import check_inputs
 
 
@@ -25,10 +31,11 @@ class Session:
     def __init__(
         self,
         engine: Engine,
-        cuda_graph_cache: CudaGraphCache | None = None,
+        cuda_graph_cache: CudaGraphCache | None | Literal['environment'] = 'environment',
         buffers: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
-        """cuda_graph_cache: None runs without graphs; it must serve no other engine.
+        """cuda_graph_cache: None runs without graphs; it must serve no other engine. By default
+        the environment decides (graph_cache.ENABLING_VARIABLE).
 
         buffers: one tensor per input, as large as the largest batch, that all shapes use from
         the front as their static input (for a producer that writes them in place). Without them
@@ -43,6 +50,8 @@ class Session:
         # for executions that are costly to make, when graphs are off
         self._plain: CudaGraphCache[GraphEntry] = CudaGraphCache(DEFAULT_CAPACITY)
         self._graphs: CudaGraphCache[GraphEntry] | None = None
+        if cuda_graph_cache == 'environment':
+            cuda_graph_cache = establish_cuda_graph_cache()
         self.set_cuda_graph_cache(cuda_graph_cache)
 
     @property

@@ -19,6 +19,7 @@ from ..pose.estimator import (
 )
 from ..pose.mesh import ObjectMesh
 from ..pose.weights import PoseNetworks, load_networks
+from ..runtime.graph_cache import ENABLING_VARIABLE, capacity_by_environment
 
 SCHEDULES = {'full': FULL_SCHEDULE, 'pruned': PRUNED_SCHEDULE}
 
@@ -85,9 +86,10 @@ def add_estimator_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         '--cuda-graphs',
         type=int,
-        default=0,
+        default=capacity_by_environment(),
         metavar='N',
-        help='CUDA graphs kept per network; 0 (default): none; no effect on a CPU',
+        help='CUDA graphs kept per network, 0: none; default: 8 where the environment variable'
+        f' {ENABLING_VARIABLE} is true, else 0; no effect on a CPU',
     )
 
 
