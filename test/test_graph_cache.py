@@ -152,6 +152,14 @@ def test_the_capacity_may_shrink_and_grow():
     assert rig.order() == [3, 4, 5]
 
 
+def test_a_retired_cache_keeps_nothing_that_comes_late():
+    rig = Rig(4)
+    rig.use(1)
+    with rig.cache.lease(key_of(2), lambda: rig.cache.retire() or rig.make(2)) as entry:
+        assert entry.log == []
+    assert rig.order() == [] and rig.closed() == [1, 2] and rig.flushes == 2
+
+
 def test_one_cache_serves_one_engine():
     cache, engine = CudaGraphCache(2), object()
     cache.bind(engine)
@@ -209,6 +217,7 @@ def test_what_is_in_use_outlives_its_removal():
         with rig.cache.lease(key_of(2), lambda: rig.make(2)):
             pass
     assert entry.log == ['wait', 'close']  # its last launch is waited for, then it goes
+    assert rig.flushes == 2  # at the end of the purge, and when the memory came free
     assert rig.order() == [2]
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 
 import torch
 
 from ..datatypes import require
+from .capture import CAPTURING, captured
 from .engine import Engine
 
 logger = logging.getLogger(__name__)
@@ -24,7 +26,11 @@ class LaunchOrder:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.lock = threading.Lock()
-        self.pool = torch.cuda.graph_pool_handle()  # memory that all graphs of the engine share
+        # One for all captures of the engine: each new one would take another of torch's 32
+        # shared streams, with cuBLAS workspaces of its own, and in the end some thread's.
+        self.side = torch.cuda.Stream(device, priority=-1)
+        self._pool = torch.cuda.graph_pool_handle()  # scratch memory that all its graphs share
+        self._graphs = 0
         self._event = torch.cuda.Event()
         self._stream: torch.cuda.Stream | None = None
 
@@ -44,6 +50,41 @@ class LaunchOrder:
             if self._stream is not None:
                 self._event.synchronize()
 
+    def capture(self, enqueue: Callable[[], object]) -> torch.cuda.CUDAGraph:
+        """Capture what enqueue launches; the caller holds the lock. Raises as capture.captured.
+
+        A pool whose last graph is gone, or whose capture failed, is never used again: torch
+        forbids the one and remembers the other as still recording.
+        """
+        try:
+            graph = captured(enqueue, self.side, self._pool)
+        except BaseException:
+            self._pool = torch.cuda.graph_pool_handle()
+            raise
+        self._graphs += 1
+        return graph
+
+    def release(self, graph: torch.cuda.CUDAGraph) -> None:
+        """Destroy a graph made by capture()."""
+        with self.lock:
+            with CAPTURING:
+                graph.reset()
+            self._graphs -= 1
+            if self._graphs == 0:
+                self._pool = torch.cuda.graph_pool_handle()
+
+
+_orders: weakref.WeakKeyDictionary[Engine, LaunchOrder] = weakref.WeakKeyDictionary()
+_orders_lock = threading.Lock()
+
+
+def order_of(engine: Engine) -> LaunchOrder:
+    """Return the one LaunchOrder of an engine, which all its sessions share."""
+    with _orders_lock:
+        if engine not in _orders:
+            _orders[engine] = LaunchOrder(engine.device)
+        return _orders[engine]
+
 
 class GraphEntry:
     """Static input buffers, an execution bound to them and the graph captured from it.
@@ -54,26 +95,27 @@ class GraphEntry:
     """
 
     def __init__(
-        self,
-        engine: Engine,
-        inputs: Mapping[str, torch.Tensor],
-        order: LaunchOrder,
-        capture: bool,
+        self, engine: Engine, inputs: Mapping[str, torch.Tensor], owned: bool, capture: bool
     ) -> None:
-        """inputs: the buffers, kept by reference; with capture the network runs once on them."""
+        """inputs: the buffers, kept by reference; with capture the network runs once on them.
+
+        owned: whether no other entry uses the buffers, so that their memory counts here.
+        """
         self.inputs = dict(inputs)
         self.captured = False
-        self._order = order
-        self._execution = engine.execution(self.inputs)
+        self._order = order_of(engine)
+        self._light = engine.light
         self._graph: torch.cuda.CUDAGraph | None = None
         self._outputs: dict[str, torch.Tensor] = {}
-        if capture:
-            with order.lock:
+        with self._order.lock:
+            self._execution = engine.execution(self.inputs)
+            reserved = torch.cuda.memory_reserved(self._order.device)
+            if capture:
                 self._try_capture(engine.name)
-        # an execution that owns its outputs has counted them
-        outputs = {} if self._execution.nbytes else self._outputs
-        tensors = [*self.inputs.values(), *outputs.values()]
-        self.nbytes = self._execution.nbytes + sum(tensor.nbytes for tensor in tensors)
+            grown = torch.cuda.memory_reserved(self._order.device) - reserved
+        held = self.inputs.values() if owned else ()
+        # what torch had to reserve while capturing is the graph's, or shared by the first of them
+        self.nbytes = self._execution.nbytes + max(0, grown) + sum(t.nbytes for t in held)
 
     def _try_capture(self, name: str) -> None:
         try:
@@ -87,26 +129,30 @@ class GraphEntry:
             )  # fmt: skip
 
     def _capture(self) -> tuple[torch.cuda.CUDAGraph, dict[str, torch.Tensor]]:
-        """Run once, for what only a first run does, then capture on a stream of its own.
+        """Run once, for what only a first run does, then capture.
 
-        Not torch.cuda.graph(): that waits for the whole device and empties the allocator's
-        cache, which would stall every other thread. Thread-local mode leaves their calls alone.
+        Outputs lie outside the graphs' pool: there, another graph's scratch memory could take
+        their place between two launches.
         """
-        device = self._order.device
-        caller, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+        side, caller = self._order.side, torch.cuda.current_stream(self._order.device)
         self._order.before(side)
         side.wait_stream(caller)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.stream(side):
-            self._execution.enqueue()
+        with torch.cuda.stream(side), torch.inference_mode():
+            first = self._execution.enqueue()
             side.synchronize()
-            graph.capture_begin(pool=self._order.pool, capture_error_mode='thread_local')
-            try:
-                outputs = self._execution.enqueue()
-            finally:
-                graph.capture_end()
+            owned = self._execution.nbytes > 0  # as TensorRT's are, at fixed addresses
+            outputs = first if owned else {k: torch.empty_like(v) for k, v in first.items()}
+
+        def enqueue() -> None:
+            found = self._execution.enqueue()
+            if not owned:
+                for key, output in outputs.items():
+                    output.copy_(found[key])
+
+        with torch.inference_mode():
+            graph = self._order.capture(enqueue)
         caller.wait_stream(side)
-        return graph, outputs
+        return graph, dict(outputs)
 
     def launch(
         self, inputs: Mapping[str, torch.Tensor], clone: bool = False
@@ -126,11 +172,24 @@ class GraphEntry:
                 self._graph.replay()
                 outputs = self._outputs
             else:
-                outputs = self._execution.enqueue()
+                outputs = self._enqueue(stream)
             if clone:
                 outputs = {name: tensor.clone() for name, tensor in outputs.items()}
             self._order.after(stream)
         return dict(outputs)
+
+    def _enqueue(self, stream: torch.cuda.Stream) -> dict[str, torch.Tensor]:
+        """Launch without a graph; on the default stream TensorRT would wait for the device."""
+        if self._light or stream != torch.cuda.default_stream(self._order.device):
+            return self._execution.enqueue()
+        side = self._order.side
+        side.wait_stream(stream)
+        with torch.cuda.stream(side):
+            outputs = self._execution.enqueue()
+        stream.wait_stream(side)
+        for output in outputs.values():
+            output.record_stream(stream)
+        return outputs
 
     def bare_replay(self) -> Callable[[], None]:
         """Return the graph's own replay, unordered; raises ValueError where there is none."""
@@ -145,7 +204,7 @@ class GraphEntry:
     def close(self) -> None:
         """Give back graph, buffers and execution; outputs that a caller holds stay valid."""
         if self._graph is not None:
-            self._graph.reset()
+            self._order.release(self._graph)
         self._graph = None
         self._outputs, self.inputs = {}, {}
         del self._execution

@@ -18,6 +18,7 @@ from typing import Generic, Protocol, TypeVar
 import torch
 
 from ..datatypes import require
+from .capture import CAPTURING
 from .specs import normalized
 
 ENABLING_VARIABLE = (
@@ -53,7 +54,8 @@ E = TypeVar('E', bound=Entry)
 class _Slot(Generic[E]):
     entry: E
     users: int = 0
-    doomed: bool = False  # removed while in use: its last user closes it
+    doomed: bool = False  # out of the cache while in use: its last user closes it
+    flushing: bool = False  # and flushes, for a removal that could not
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -93,7 +95,8 @@ def _normalized_key(key: GraphKey) -> GraphKey:
 
 def _flush_allocator() -> None:
     if torch.cuda.is_available() and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
+        with CAPTURING:
+            torch.cuda.empty_cache()
 
 
 class CudaGraphCache(Generic[E]):
@@ -111,6 +114,7 @@ class CudaGraphCache(Generic[E]):
         self._building: set[GraphKey] = set()
         self._changed = threading.Condition()
         self._owner: object | None = None
+        self._retired = False
         self._hits = self._misses = self._captures = self._failures = self._evictions = 0
 
     @staticmethod
@@ -132,7 +136,7 @@ class CudaGraphCache(Generic[E]):
         with self._changed:
             self._capacity = capacity
             dropped = self._overflow()
-        self._retire(dropped)
+        self._drop(dropped)
 
     def bind(self, engine: object) -> None:
         """Tie the cache to its engine; raises ValueError when it serves another one.
@@ -166,7 +170,7 @@ class CudaGraphCache(Generic[E]):
         with self._changed:
             slot = self._slots.pop(_normalized_key(key), None)
         if slot is not None:
-            self._retire([slot])
+            self._drop([slot], flushing=True)
             self._flush()
 
     def purge(self, n_oldest: int | None = None) -> None:
@@ -174,8 +178,14 @@ class CudaGraphCache(Generic[E]):
         with self._changed:
             count = len(self._slots) if n_oldest is None else max(0, n_oldest)
             dropped = [self._pop_oldest() for _ in range(min(count, len(self._slots)))]
-        self._retire(dropped)
+        self._drop(dropped, flushing=True)
         self._flush()
+
+    def retire(self) -> None:
+        """Purge, and keep nothing that a call now running may still add."""
+        with self._changed:
+            self._retired = True
+        self.purge()
 
     def stats(self) -> CacheStats:
         """Counters and memory."""
@@ -221,12 +231,12 @@ class CudaGraphCache(Generic[E]):
                 self._slots[key] = slot
                 self._captures += slot.entry.captured
                 self._failures += not slot.entry.captured
-                dropped = self._overflow()
+                dropped = [self._slots.pop(key)] if self._retired else self._overflow()
         finally:
             with self._changed:
                 self._building.discard(key)
                 self._changed.notify_all()
-        self._retire(dropped)
+        self._drop(dropped, flushing=self._retired)
         return slot
 
     def _overflow(self) -> list[_Slot[E]]:
@@ -244,12 +254,14 @@ class CudaGraphCache(Generic[E]):
             closing = slot.doomed and slot.users == 0
         if closing:
             self._close(slot)
+            if slot.flushing:
+                self._flush()
 
-    def _retire(self, slots: list[_Slot[E]]) -> None:
+    def _drop(self, slots: list[_Slot[E]], flushing: bool = False) -> None:
         """Close slots that are out of the cache, now or when their last user leaves."""
         for slot in slots:
             with self._changed:
-                slot.doomed = True
+                slot.doomed, slot.flushing = True, flushing
                 closing = slot.users == 0
             if closing:
                 self._close(slot)

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from ..datatypes import require
-from .cuda_graph import GraphEntry, LaunchOrder
+from .cuda_graph import GraphEntry
 from .engine import Engine
 from .graph_cache import (
     DEFAULT_CAPACITY,
@@ -24,7 +24,8 @@ class Session:
 
     Outputs of an engine on CUDA are views into buffers of their shape's entry: they hold until
     the next run() at that shape, from whatever thread. Use them on the stream they were made on,
-    or take clone=True, which two threads on one shape need. A hit makes no host sync and, where
+    or take clone=True, which two threads on one shape need; write into the buffers of input() on
+    the stream of the last run. They are inference tensors. A hit makes no host sync and, where
     the inputs are the buffers of input(), no copy.
     """
 
@@ -46,7 +47,6 @@ class Session:
         if self._buffers:
             check_inputs(engine.inputs, self._buffers, engine.device)
         self._on_cuda = engine.device.type == 'cuda'
-        self._order = LaunchOrder(engine.device) if self._on_cuda else None
         # for executions that are costly to make, when graphs are off
         self._plain: CudaGraphCache[GraphEntry] = CudaGraphCache(DEFAULT_CAPACITY)
         self._graphs: CudaGraphCache[GraphEntry] | None = None
@@ -69,7 +69,7 @@ class Session:
         old = self._graphs
         self._graphs = cache if self._on_cuda and self.engine.graphable else None
         if old is not None and old is not self._graphs:
-            old.purge()
+            old.retire()
 
     @torch.inference_mode()
     def run(
@@ -89,8 +89,9 @@ class Session:
             outputs = self.engine.execution(inputs).enqueue()
             return {k: v.clone() for k, v in outputs.items()} if clone else outputs
         capture, cache = cache is not None, cache or self._plain
-        with cache.lease(graph_key(inputs), lambda: self._entry(inputs, capture)) as entry:
-            return entry.launch(inputs, clone)
+        ordered = {spec.name: inputs[spec.name] for spec in self.engine.inputs}
+        with cache.lease(graph_key(ordered), lambda: self._entry(ordered, capture)) as entry:
+            return entry.launch(ordered, clone)
 
     def input(self, name: str, batch: int) -> torch.Tensor:
         """Return the static buffer of an input at a batch, for a producer to write in place.
@@ -118,6 +119,7 @@ class Session:
 
         Raises ValueError when there is no such graph yet.
         """
+        inputs = {spec.name: inputs[spec.name] for spec in self.engine.inputs}
         key = graph_key(inputs)
         require(
             self._graphs is not None and key in self._graphs,
@@ -132,14 +134,13 @@ class Session:
 
     def _entry(self, inputs: Mapping[str, torch.Tensor], capture: bool) -> GraphEntry:
         """Make the entry of these inputs' shape, with buffers of its own or the shared ones."""
-        assert self._order is not None
         # no inference tensors: a producer outside inference mode could not write into those
         with torch.inference_mode(False):
             buffers = {name: self._buffer(name, given) for name, given in inputs.items()}
-        return GraphEntry(self.engine, buffers, self._order, capture)
+        return GraphEntry(self.engine, buffers, not self._buffers, capture)
 
     def _buffer(self, name: str, given: torch.Tensor) -> torch.Tensor:
         shared = self._buffers.get(name)
         if shared is None or len(given) > len(shared):
-            return given.clone()
+            return given.detach().clone()
         return shared[: len(given)]
