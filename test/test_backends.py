@@ -54,6 +54,16 @@ def test_without_onnx_runtime_torch_serves_and_says_what_is_missing(
     assert not list(tmp_path.iterdir())
 
 
+@needs_onnx
+def test_where_nothing_can_be_written_torch_serves_and_says_so(networks, tmp_path):
+    (tmp_path / 'file').write_text('in the way')
+    engines = open_engines(networks, BackendChoice(folder=tmp_path / 'file' / 'folder'))
+    assert isinstance(engines.refiner, TorchEngine)
+    assert 'cannot be written' in engines.explanation
+    with pytest.raises(OSError, match='file'):  # asked for, it is not replaced
+        open_engines(networks, BackendChoice('onnxruntime', tmp_path / 'file' / 'folder'))
+
+
 def test_networks_made_in_memory_run_on_torch():
     engines = open_engines(oracle_networks())
     assert engines.explanation.startswith('torch (the networks are no weight set')

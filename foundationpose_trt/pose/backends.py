@@ -99,16 +99,27 @@ def _chosen(networks: PoseNetworks, choice: BackendChoice) -> tuple[str, str]:
             f' or {"tensorrt, tensorrt_rtx" if on_cuda else "onnxruntime"}, torch',
         )
         return choice.backend, 'asked for'
-    return _automatic_on_cuda(networks, choice) if on_cuda else _automatic_on_cpu(networks)
+    return (_automatic_on_cuda if on_cuda else _automatic_on_cpu)(networks, choice)
 
 
-def _automatic_on_cpu(networks: PoseNetworks) -> tuple[str, str]:
+def _automatic_on_cpu(networks: PoseNetworks, choice: BackendChoice) -> tuple[str, str]:
     if not is_exportable(networks):
         return 'torch', 'the networks are no weight set that could be exported'
     missing = [name for name in ('onnxruntime', 'onnx') if importlib.util.find_spec(name) is None]
     if missing:
         return 'torch', f'{" and ".join(missing)} not installed'
+    folder = choice.folder or default_folder()
+    if not _writable(folder):
+        return 'torch', f'{folder}, where the ONNX files would go, cannot be written'
     return 'onnxruntime', 'faster than torch on a CPU'
+
+
+def _writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
 
 
 def _automatic_on_cuda(networks: PoseNetworks, choice: BackendChoice) -> tuple[str, str]:
