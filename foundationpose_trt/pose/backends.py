@@ -21,15 +21,14 @@ from ..runtime.specs import BATCH, TensorSpec
 from ..runtime.tensorrt_api import installed, load_api
 from ..runtime.tensorrt_engine import TensorRtEngine
 from ..runtime.torch_engine import TorchEngine
-from .crops import CROP_PX
-from .export import export_request, is_current, write_export_manifest, write_onnx
+from .crops import CROP_PX, OBSERVED, RENDERED
+from .export import ensure_onnx, export_request
 from .networks import scaled
 from .self_check import CROPS, deviations, reference_of, require_agreement
 from .weights import PRECISIONS, PoseNetworks
 
 BACKENDS = ('auto', 'torch', 'onnxruntime', 'tensorrt', 'tensorrt_rtx')
 KINDS = ('refiner', 'extractor')  # ranking stays in torch: a few small products per registration
-RENDERED, OBSERVED = 'inputA', 'inputB'  # foundationpose.md §6.4: rendered first
 FEATURES = 512  # channels of a crop's features at width 1, foundationpose.md §1
 CROP = (BATCH, 6, CROP_PX, CROP_PX)
 
@@ -82,7 +81,7 @@ def open_engines(
     if backend == 'torch':
         engines = _torch_engines(networks)
     elif backend == 'onnxruntime':
-        engines = [OnnxEngine(_exported(networks, kind, choice)) for kind in KINDS]
+        engines = [OnnxEngine(exported(networks, kind, choice)) for kind in KINDS]
     else:
         make = _Plans(networks, choice, backend, progress)
         engines = [make.engine(kind) for kind in KINDS]
@@ -167,7 +166,7 @@ def plan_path(networks: PoseNetworks, kind: str, choice: BackendChoice, backend:
     return onnx_path(networks, kind, choice).parent / backend / f'{kind}.engine'
 
 
-def _exported(networks: PoseNetworks, kind: str, choice: BackendChoice) -> Path:
+def exported(networks: PoseNetworks, kind: str, choice: BackendChoice) -> Path:
     """Return the network's ONNX file, written now if the one there is missing or another's."""
     require(
         networks.source is not None,
@@ -175,9 +174,7 @@ def _exported(networks: PoseNetworks, kind: str, choice: BackendChoice) -> Path:
     )
     path, precision = onnx_path(networks, kind, choice), _precision(networks)
     request = export_request(str(networks.source), kind, precision)
-    if not is_current(path, request):
-        write_onnx(networks, kind, path, precision)
-        write_export_manifest(path, request, networks.refiner.width)
+    if ensure_onnx(networks, request, path):
         logger.info('exported %s', path)
     return path
 
@@ -212,7 +209,7 @@ class _Plans:
         plan = plan_path(self.networks, kind, self.choice, self.backend)
         onnx = onnx_path(self.networks, kind, self.choice)
         if self.choice.build:
-            onnx = _exported(self.networks, kind, self.choice)
+            onnx = exported(self.networks, kind, self.choice)
             options = BuildOptions(backend=self.backend)
             ensure_engine(onnx, plan, options, self._reporter(kind))
         engine = TensorRtEngine(plan, self.networks.device, onnx if onnx.is_file() else None)

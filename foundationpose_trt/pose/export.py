@@ -16,7 +16,6 @@ import copy
 import inspect
 import io
 import json
-import os
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +25,8 @@ from torch import nn
 
 from .. import __version__
 from ..datatypes import require
-from ..runtime.engine_manifest import sha256_of
+from ..runtime.engine_manifest import sha256_of, write_atomically
+from .crops import CROP_PX, OBSERVED, RENDERED
 from .networks import HEADS, TOKENS, RefineNet, ScoreNet, fold_batch_norm
 from .weights import (
     MANIFEST,
@@ -41,14 +41,15 @@ if TYPE_CHECKING:
 
 OPSET = 17  # the newest that TensorRT 8.6 parses, the first with LayerNormalization
 EXPORTER = 'torch.onnx.export, TorchScript-based (dynamo=False)'
-INPUTS = ('inputA', 'inputB')  # rendered, observed
+INPUTS = (RENDERED, OBSERVED)
 OUTPUTS = {
     'refiner': ('trans', 'rot'),
     'scorer': ('score_logit',),
     'extractor': ('features',),  # the scorer up to its ranking, for hypotheses in several batches
 }
 WEIGHTS_OF = {'refiner': 'refiner', 'scorer': 'scorer', 'extractor': 'scorer'}
-CROP = (6, 160, 160)
+CROP = (6, CROP_PX, CROP_PX)
+DYNAMIC = 'dynamic'  # in a request: any batch
 # Neither 1, which tracing may take for broadcasting, nor much work.
 TRACED_BATCH = 2
 
@@ -265,17 +266,25 @@ def write_onnx(
     batch: int | None = None,
 ) -> None:
     """Write onnx_model(...) to path, whole or not at all; raises as it does."""
-    _write_whole(path, onnx_model(networks, kind, precision, batch).SerializeToString())
-
-
-def _write_whole(path: Path, content: bytes) -> None:
+    content = onnx_model(networks, kind, precision, batch).SerializeToString()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(path, content)
+
+
+def ensure_onnx(
+    networks: PoseNetworks, request: dict[str, Any], path: Path, force: bool = False
+) -> bool:
+    """Write the file that export_request describes, and its manifest, if it is not there yet.
+
+    force: also if it is. Returns whether it was written; raises as onnx_model.
+    """
+    if not force and is_current(path, request):
+        return False
+    batch = request['batch']
+    kind = request['kind']
+    write_onnx(networks, kind, path, request['precision'], batch if batch != DYNAMIC else None)
+    write_export_manifest(path, request, getattr(networks, WEIGHTS_OF[kind]).width)
+    return True
 
 
 def source_file(weights: str, kind: str) -> Path:
@@ -304,7 +313,7 @@ def export_request(
         'format': 1,
         'kind': kind,
         'precision': precision,
-        'batch': 'dynamic' if batch is None else batch,
+        'batch': DYNAMIC if batch is None else batch,
         'opset': OPSET,
         'weights': {
             'name': resolve_folder(weights).name,
@@ -333,7 +342,7 @@ def write_export_manifest(path: Path, request: dict[str, Any], width: float) -> 
         'exporter': EXPORTER,
         'torch': torch.__version__,
     }
-    _write_whole(manifest_path(path), (json.dumps(manifest, indent=2) + '\n').encode())
+    write_atomically(manifest_path(path), (json.dumps(manifest, indent=2) + '\n').encode())
 
 
 def _port(port: onnx.ValueInfoProto) -> dict[str, Any]:

@@ -9,7 +9,8 @@ import torch
 from ..runtime.engine import Engine
 from ..runtime.graph_cache import CacheStats, CudaGraphCache
 from ..runtime.session import Session
-from .backends import OBSERVED, RENDERED, NetworkEngines
+from .backends import NetworkEngines
+from .crops import OBSERVED, RENDERED
 from .weights import PoseNetworks
 
 
@@ -31,7 +32,6 @@ class PoseInference:
 
         cuda_graph_cache_capacity: graphs kept per network; 0 runs without graphs.
         """
-        self.explanation = engines.explanation
         self._networks = networks
         self.refiner = _session(engines.refiner, crops)
         self.extractor = _session(engines.features, crops)

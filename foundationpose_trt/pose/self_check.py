@@ -16,8 +16,8 @@ from .weights import PoseNetworks
 
 CROPS = 8
 COARSE_PX = 5
-# Rounding to half moves outputs by up to 3 % of their size (0.0016 of 0.05 measured on `base`); a
-# network built wrong, or NaN, is beyond any such figure.
+# Rounding to half stays below a tenth (test_self_check.py holds it there); a network that is built
+# wrong, or NaN, is far beyond.
 LARGEST_DEVIATION = 0.25
 
 

@@ -6,6 +6,8 @@ import torch
 
 from .crops import (
     CROP_PX,
+    OBSERVED,
+    RENDERED,
     CropGeometry,
     CropSpec,
     ObservedImages,
@@ -45,7 +47,7 @@ class ViewWriter:
     @property
     def crops(self) -> dict[str, torch.Tensor]:
         """The buffers by the networks' input names; write() fills them from the front."""
-        return {'inputA': self._rendered, 'inputB': self._observed}
+        return {RENDERED: self._rendered, OBSERVED: self._observed}
 
     def write(
         self, poses: torch.Tensor, images: ObservedImages, spec: CropSpec, size: tuple[int, ...]

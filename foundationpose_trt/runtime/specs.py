@@ -10,9 +10,7 @@ import torch
 from ..datatypes import require
 
 BATCH = -1  # in a shape's first place: any number of items
-ALIGNMENT_BYTES = (
-    256  # TensorRT's demand on every address (NVIDIA developer guide, set_tensor_address)
-)
+ALIGNMENT_BYTES = 256  # TensorRT's demand on every address (its guide, set_tensor_address)
 
 
 @dataclass(frozen=True)
@@ -71,70 +69,43 @@ def check_inputs(
     its spec admits, contiguous, on CUDA at an address of 256 bytes' alignment, and all inputs
     with a free batch of the same batch.
     """
-    if all(_fits(spec, inputs.get(spec.name), device) for spec in specs) and len(inputs) == len(
-        specs
-    ):
-        lengths = {len(inputs[spec.name]) for spec in specs if spec.shape[:1] == (BATCH,)}
-        if len(lengths) <= 1:
-            return
-    _explain(specs, inputs, device)
-
-
-def _fits(spec: TensorSpec, tensor: torch.Tensor | None, device: torch.device) -> bool:
-    return (
-        tensor is not None
-        and spec.admits(tensor.shape)
-        and tensor.dtype == spec.dtype
-        and tensor.device == device
-        and tensor.is_contiguous(memory_format=spec.layout)
-        and (device.type != 'cuda' or tensor.data_ptr() % ALIGNMENT_BYTES == 0)
-    )
-
-
-def _explain(
-    specs: Sequence[TensorSpec], inputs: Mapping[str, torch.Tensor], device: torch.device
-) -> None:
     names = [spec.name for spec in specs]
-    missing, unknown = set(names) - set(inputs), set(inputs) - set(names)
-    require(
-        not missing and not unknown,
-        f'inputs are {sorted(inputs)}, must be {names}: missing {sorted(missing)}, unknown'
-        f' {sorted(unknown)}',
-    )
+    if set(inputs) != set(names):
+        missing, unknown = set(names) - set(inputs), set(inputs) - set(names)
+        raise ValueError(
+            f'inputs are {sorted(inputs)}, must be {names}: missing {sorted(missing)}, unknown'
+            f' {sorted(unknown)}'
+        )
+    batches = {}
     for spec in specs:
-        _check_one(spec, inputs[spec.name], device)
-    batches = {spec.name: len(inputs[spec.name]) for spec in specs if spec.shape[:1] == (BATCH,)}
-    require(
-        len(set(batches.values())) <= 1,
-        f'inputs differ in their batch: {batches}; send the same number of items in each',
-    )
+        tensor = inputs[spec.name]
+        if fault := _fault(spec, tensor, device):
+            raise ValueError(f'input {spec.name} {fault}')
+        if spec.shape[:1] == (BATCH,):
+            batches[spec.name] = len(tensor)
+    if len(set(batches.values())) > 1:
+        raise ValueError(
+            f'inputs differ in their batch: {batches}; send the same number of items in each'
+        )
 
 
-def _check_one(spec: TensorSpec, tensor: torch.Tensor, device: torch.device) -> None:
-    name = spec.name
-    require(
-        spec.admits(tensor.shape),
-        f'input {name} has shape {tuple(tensor.shape)}, must be {spec.shape},'
-        f' {BATCH} being any batch',
-    )
-    require(
-        tensor.dtype == spec.dtype,
-        f'input {name} is {tensor.dtype}, must be {spec.dtype}: convert it with .to({spec.dtype})',
-    )
-    require(
-        normalized(tensor.device) == device,
-        f'input {name} is on {tensor.device}, must be on {device}: move it with'
-        f' .to({str(device)!r})',
-    )
-    require(
-        tensor.is_contiguous(memory_format=spec.layout),
-        f'input {name} has strides {tensor.stride()} for shape {tuple(tensor.shape)}: it must be'
-        f' contiguous ({spec.layout}), the network would read its memory in another order; call'
-        f' .contiguous(memory_format={spec.layout})',
-    )
-    require(
-        device.type != 'cuda' or tensor.data_ptr() % ALIGNMENT_BYTES == 0,
-        f'input {name} begins {tensor.data_ptr() % ALIGNMENT_BYTES} bytes after a multiple of'
-        f' {ALIGNMENT_BYTES}: TensorRT needs aligned addresses; do not pass a slice from the'
-        ' middle of a buffer, or .clone() it',
-    )
+def _fault(spec: TensorSpec, tensor: torch.Tensor, device: torch.device) -> str:
+    """What keeps a tensor from being this input, or ''; words are made only when needed."""
+    if not spec.admits(tensor.shape):
+        return f'has shape {tuple(tensor.shape)}, must be {spec.shape}, {BATCH} being any batch'
+    if tensor.dtype != spec.dtype:
+        return f'is {tensor.dtype}, must be {spec.dtype}: convert it with .to({spec.dtype})'
+    if tensor.device != device:
+        return f'is on {tensor.device}, must be on {device}: move it with .to({str(device)!r})'
+    if not tensor.is_contiguous(memory_format=spec.layout):
+        return (
+            f'has strides {tensor.stride()} for shape {tuple(tensor.shape)}: it must be'
+            f' contiguous ({spec.layout}), the network would read its memory in another order;'
+            f' call .contiguous(memory_format={spec.layout})'
+        )
+    if device.type == 'cuda' and (offset := tensor.data_ptr() % ALIGNMENT_BYTES):
+        return (
+            f'begins {offset} bytes after a multiple of {ALIGNMENT_BYTES}: TensorRT needs aligned'
+            ' addresses; do not pass a slice from the middle of a buffer, or .clone() it'
+        )
+    return ''

@@ -12,7 +12,12 @@ from scipy.spatial.transform import Rotation
 from ..datatypes import Frame
 from ..pose.estimator import PoseEstimator
 from ..pose.mesh import ObjectMesh
-from ..scenes.metrics import pose_errors, surface_points
+from ..scenes.metrics import (
+    pose_errors,
+    rotation_error_rad,
+    surface_points,
+    translation_error_m,
+)
 from ..synthesis.objects import make_object
 from ..synthesis.tabletop import compose_views
 from ..synthesis.tabletop_images import TabletopRenderer
@@ -24,9 +29,13 @@ START_SHARE = 0.05  # of the diameter, per axis
 
 @dataclass(frozen=True)
 class PoseTask:
-    """One object, one view, the true pose and a start off it; both camera_from_object (4, 4)."""
+    """One object, one view, the true pose and a start off it; both camera_from_object (4, 4).
+
+    points: (P, 3) metres on the surface, to measure errors by.
+    """
 
     mesh: ObjectMesh
+    points: np.ndarray
     frame: Frame
     truth: np.ndarray
     start: np.ndarray
@@ -40,10 +49,11 @@ def make_tasks(objects: int, views: int, device: str) -> list[PoseTask]:
         mesh = make_object(seed)
         scene = compose_views(mesh, clutter(rng), 3 * views, rng, SETTINGS)
         images = TabletopRenderer(scene, device, 3 * views).images(seed)
+        points = surface_points(mesh)
         seen = [image for image in images if image.visible_share >= MIN_VISIBLE][:views]
         for image in seen:
             truth = image.camera_from_object
-            tasks.append(PoseTask(mesh, image.frame, truth, _start(truth, mesh, rng)))
+            tasks.append(PoseTask(mesh, points, image.frame, truth, _start(truth, mesh, rng)))
     return tasks
 
 
@@ -78,8 +88,10 @@ def compare(
 
     Degrees and millimetres; infinite where one of the two has no pose and the other has.
     """
-    errors = [pose_errors(surface_points(t.mesh), p, t.truth) for t, p in zip_same(tasks, poses)]
-    away = [_distance(p, r) for p, r in zip_same(poses, reference)]
+    errors = [
+        pose_errors(task.points, pose, task.truth) for task, pose in zip(tasks, poses, strict=True)
+    ]
+    away = [_distance(*pair) for pair in zip(poses, reference, strict=True)]
     return {
         'rotation_deg': float(np.degrees(np.median([e.rotation_rad for e in errors]))),
         'translation_mm': 1e3 * float(np.median([e.translation_m for e in errors])),
@@ -89,15 +101,9 @@ def compare(
     }
 
 
-def zip_same(a: list, b: list) -> list[tuple]:
-    """Pair two lists of one length."""
-    return list(zip(a, b, strict=True))
-
-
 def _distance(pose: np.ndarray | None, reference: np.ndarray | None) -> tuple[float, float]:
     if pose is None or reference is None:
         same = pose is reference
         return (0.0, 0.0) if same else (np.inf, np.inf)
-    turn = Rotation.from_matrix(reference[:3, :3].T @ pose[:3, :3]).magnitude()
-    shift_m = np.linalg.norm(pose[:3, 3] - reference[:3, 3])
-    return float(np.degrees(turn)), 1e3 * float(shift_m)
+    turn, shift_m = rotation_error_rad(pose, reference), translation_error_m(pose, reference)
+    return float(np.degrees(turn)), 1e3 * shift_m

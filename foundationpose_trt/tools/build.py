@@ -13,8 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..datatypes import require
-from ..pose.backends import KINDS, BackendChoice, onnx_path, plan_path
-from ..pose.export import export_request, is_current, write_export_manifest, write_onnx
+from ..pose.backends import KINDS, BackendChoice, exported, plan_path
 from ..pose.weights import PRECISIONS as WEIGHT_PRECISIONS
 from ..pose.weights import load_networks
 from ..runtime.build import (
@@ -127,19 +126,12 @@ def _files(files: list[Path], out: Path | None) -> list[tuple[Path, Path]]:
 def _export(weights: str, out: Path | None, settings: BuildOptions) -> list[tuple[Path, Path]]:
     """Write the ONNX files of a weight set that are not up to date; pairs them with engines."""
     precision = 'fp16' if settings.precision == 'fp16' else 'fp32'
-    networks = load_networks(weights)
-    # fp16 loads on a GPU alone, and exporting needs none: only the file names take the type.
-    named = replace(networks, dtype=WEIGHT_PRECISIONS[precision])
+    # fp16 loads on a GPU alone, and exporting needs none: only the files take the type
+    named = replace(load_networks(weights), dtype=WEIGHT_PRECISIONS[precision])
     choice, backend = BackendChoice(folder=out), choose_backend(settings.backend)
-    pairs = []
-    for kind in KINDS:
-        path = onnx_path(named, kind, choice)
-        request = export_request(weights, kind, precision)
-        if not is_current(path, request):
-            write_onnx(networks, kind, path, precision)
-            write_export_manifest(path, request, networks.refiner.width)
-        pairs.append((path, plan_path(named, kind, choice, backend)))
-    return pairs
+    return [
+        (exported(named, kind, choice), plan_path(named, kind, choice, backend)) for kind in KINDS
+    ]
 
 
 @contextmanager

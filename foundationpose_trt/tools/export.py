@@ -7,14 +7,7 @@ import time
 from pathlib import Path
 
 from ..datatypes import require
-from ..pose.export import (
-    OUTPUTS,
-    WEIGHTS_OF,
-    export_request,
-    is_current,
-    write_export_manifest,
-    write_onnx,
-)
+from ..pose.export import OUTPUTS, ensure_onnx, export_request
 from ..pose.weights import PRECISIONS, load_networks
 
 HELP = 'write refiner and scorer as ONNX files, for TensorRT or ONNX Runtime'
@@ -50,12 +43,10 @@ def run(options: argparse.Namespace) -> int:
     for kind in dict.fromkeys(options.networks):
         path = options.out / f'{kind}.onnx'
         request = export_request(options.weights, kind, options.precision, batch)
-        if not options.force and is_current(path, request):
+        start = time.perf_counter()
+        if not ensure_onnx(networks, request, path, options.force):
             print(f'{path} is up to date')
             continue
-        start = time.perf_counter()
-        write_onnx(networks, kind, path, options.precision, batch)
-        write_export_manifest(path, request, getattr(networks, WEIGHTS_OF[kind]).width)
         seconds, size = time.perf_counter() - start, path.stat().st_size / 1e6
         print(
             f'{path}: {size:.1f} MB, {options.precision}, batch {options.batch}, {seconds:.1f} s'
