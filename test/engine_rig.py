@@ -27,7 +27,7 @@ def rtx_version() -> str | None:
 
 VERSION = rtx_version()
 needs_rtx = pytest.mark.skipif(VERSION is None, reason='TensorRT-RTX is not installed')
-RTX = BuildOptions(backend='tensorrt_rtx', batch=(1, 2, 4))
+RTX = BuildOptions(backend='tensorrt_rtx', batches=(1, 2, 4))
 HERE = Platform('tensorrt_rtx', VERSION or '', 'NVIDIA RTX 4090', '8.9')
 
 

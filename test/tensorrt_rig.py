@@ -163,6 +163,7 @@ class Config:
     def __init__(self) -> None:
         self.flags: dict[str, bool] = {}
         self.limits: dict[str, int] = {}
+        self.previews: dict[str, bool] = {}
         self.cache: bytes | None = None
 
     def set_flag(self, flag: enum.Enum) -> None:
@@ -170,6 +171,9 @@ class Config:
 
     def clear_flag(self, flag: enum.Enum) -> None:
         self.flags[flag.name] = False
+
+    def set_preview_feature(self, feature: enum.Enum, enabled: bool) -> None:
+        self.previews[feature.name] = enabled
 
     def set_memory_pool_limit(self, pool: enum.Enum, nbytes: int) -> None:
         self.limits[pool.name] = nbytes
@@ -210,6 +214,9 @@ class Context:
             self._stub.error(f'no {call} today')
             return False
         return True
+
+    def set_optimization_profile_async(self, index: int, stream: int) -> bool:
+        return self._said('set_optimization_profile_async', index, stream)
 
     def set_input_shape(self, name: str, shape: tuple) -> bool:
         self._shape = tuple(shape)
@@ -309,6 +316,8 @@ class Stub(types.ModuleType):
         if major >= 10:
             self.ExecutionContextAllocationStrategy = enum.Enum('Strategy', 'STATIC USER_MANAGED')
             self.IProgressMonitor = type('IProgressMonitor', (), {})
+        if major < 11:
+            self.PreviewFeature = enum.Enum('PreviewFeature', 'PROFILE_SHARING_0806')
         self._memory = 'device_memory_size' if major < 10 else 'device_memory_size_v2'
         self._old = major < 10
 

@@ -29,7 +29,7 @@ def test_the_manifest_reads_back(built):
     manifest = check_engine(built / 'net.engine', HERE, built / 'net.onnx')
     assert manifest == read_manifest(built / 'net.engine')
     assert manifest.inputs == (TensorSpec('x', (-1, 3, 16, 16), torch.float32),)
-    assert manifest.batch == (1, 2, 4)
+    assert manifest.batches == (1, 2, 4)
 
 
 def test_a_build_killed_before_its_manifest_is_not_loaded(plan, monkeypatch):
@@ -84,7 +84,7 @@ def test_an_engine_that_does_not_fit_is_refused_with_its_command(plan, name):
     options = command_in(str(caught.value))
     assert options.onnx == [plan.parent / 'net.onnx'] and options.out == plan.parent
     assert (options.backend, options.precision) == ('tensorrt_rtx', 'fp32')
-    assert (options.min_batch, options.opt_batch, options.max_batch) == (1, 2, 4)
+    assert options.batches == [1, 2, 4]
 
 
 def test_the_command_mends_what_was_refused(plan):
@@ -92,7 +92,7 @@ def test_the_command_mends_what_was_refused(plan):
     with pytest.raises(ValueError, match='another version') as caught:
         check_engine(plan, HERE)
     assert tool.run(command_in(str(caught.value))) == 0
-    assert check_engine(plan, HERE).batch == (1, 2, 4)
+    assert check_engine(plan, HERE).batches == (1, 2, 4)
 
 
 @pytest.mark.parametrize('byte', [0, -1])
@@ -105,7 +105,7 @@ def test_one_flipped_bit_is_found(plan, byte):
 
 
 @pytest.mark.parametrize(
-    'text', ['', '[]', '{"format": 1}', '{"format": 2}', '{"format": 1, "x": 2}']
+    'text', ['', '[]', '{"format": 1}', '{"format": 2}', '{"format": 2, "x": 2}']
 )
 def test_a_manifest_that_is_none(plan, text):
     plan.with_name('net.engine.json').write_text(text)

@@ -29,7 +29,7 @@ def test_the_manifest_says_what_was_built(built):
     content = json.loads((built / 'net.engine.json').read_text())
     assert content.pop('build_seconds') > 0
     assert content == {
-        'format': 1,
+        'format': 2,
         'onnx': str(built / 'net.onnx'),
         'onnx_sha256': digest(built / 'net.onnx'),
         'plan_sha256': digest(built / 'net.engine'),
@@ -41,7 +41,7 @@ def test_the_manifest_says_what_was_built(built):
         'precision': 'fp32',
         'inputs': [{'name': 'x', 'shape': [-1, 3, 16, 16], 'dtype': 'float32'}],
         'outputs': [{'name': 'y', 'shape': [-1, 8], 'dtype': 'float32'}],
-        'batch': [1, 2, 4],
+        'batches': [1, 2, 4],
         'tolerance': {},
     }
     files = {path.name for path in built.iterdir()}
@@ -80,9 +80,9 @@ def test_the_file_decides_the_precision(tmp_path, half, asked, words):
 
 def test_a_fixed_batch_stays(tmp_path):
     onnx = rig.write_tiny(tmp_path / 'net.onnx', batch=3)
-    options = dataclasses.replace(RTX, batch=None)
+    options = dataclasses.replace(RTX, batches=None)
     manifest = build_engine(onnx, tmp_path / 'net.engine', options)
-    assert manifest.batch == (3, 3, 3) and manifest.inputs[0].shape == (3, 3, 16, 16)
+    assert manifest.batches == (3,) and manifest.inputs[0].shape == (3, 3, 16, 16)
     with pytest.raises(ValueError, match='fixed batch of 3, .*--batch dynamic'):
         build_engine(onnx, tmp_path / 'net.engine', RTX)
 
@@ -193,12 +193,12 @@ def test_a_killed_build_leaves_no_engine(tmp_path):
 
 def test_ensure_builds_only_what_is_missing(plan):
     onnx, before = plan.parent / 'net.onnx', plan.stat().st_mtime_ns
-    assert ensure_engine(onnx, plan, RTX).batch == (1, 2, 4)
+    assert ensure_engine(onnx, plan, RTX).batches == (1, 2, 4)
     assert plan.stat().st_mtime_ns == before
-    wider = dataclasses.replace(RTX, batch=(1, 2, 8))
-    assert ensure_engine(onnx, plan, wider).batch == (1, 2, 8)
+    wider = dataclasses.replace(RTX, batches=(1, 2, 8))
+    assert ensure_engine(onnx, plan, wider).batches == (1, 2, 8)
     plan.unlink()
-    assert ensure_engine(onnx, plan, wider).batch == (1, 2, 8) and plan.exists()
+    assert ensure_engine(onnx, plan, wider).batches == (1, 2, 8) and plan.exists()
 
 
 @pytest.mark.parametrize(
@@ -206,8 +206,10 @@ def test_ensure_builds_only_what_is_missing(plan):
     [
         ({'precision': 'int8'}, 'precision is "int8", must be one of auto, fp32, tf32, fp16'),
         ({'backend': 'cuda'}, 'backend is "cuda", must be one of auto, tensorrt, tensorrt_rtx'),
-        ({'batch': (4, 2, 8)}, r'batch is \(4, 2, 8\)'),
-        ({'batch': (0, 2, 8)}, r'batch is \(0, 2, 8\)'),
+        ({'batches': (4, 2, 8)}, r'batches are \(4, 2, 8\), must be one or more rising'),
+        ({'batches': (0, 2, 8)}, r'batches are \(0, 2, 8\)'),
+        ({'batches': (2, 2)}, r'batches are \(2, 2\)'),
+        ({'batches': ()}, r'batches are \(\)'),
         ({'workspace_bytes': 0}, 'workspace_bytes is 0'),
     ],
 )
@@ -232,11 +234,11 @@ def tool_run(*words: str) -> int:
 def test_the_tool_builds_several_files_and_writes_their_manifests(tmp_path, capsys):
     files = [str(rig.write_tiny(tmp_path / f'{name}.onnx')) for name in ('a', 'b')]
     out, report = tmp_path / 'out', tmp_path / 'report.json'
-    words = ('--out', str(out), '--backend', 'tensorrt_rtx', '--max-batch', '9')
+    words = ('--out', str(out), '--backend', 'tensorrt_rtx', '--batches', '1', '9')
     assert tool_run('--onnx', *files, *words, '--json', str(report)) == 0
     content = json.loads(report.read_text())
     assert list(content) == [str(out / 'a.engine'), str(out / 'b.engine')]
-    assert all(entry['batch'] == [1, 9, 9] for entry in content.values())
+    assert all(entry['batches'] == [1, 9] for entry in content.values())
     shown = capsys.readouterr()
     assert 'a.engine' in shown.out and '100%' in shown.err
     with pytest.raises(ValueError, match='--onnx needs --out'):
@@ -261,25 +263,10 @@ def test_the_tool_goes_from_weights_to_engines(tmp_path):
         manifest = check_engine(engine, HERE, folder / f'{kind}.onnx')
         expected = [('inputA', crop, torch.float16), ('inputB', crop, torch.float16)]
         assert [(s.name, s.shape, s.dtype) for s in manifest.inputs] == expected
-        assert manifest.precision == 'fp16' and manifest.batch == (1, 64, 252)
+        assert manifest.precision == 'fp16' and manifest.batches == (1, 64, 252)
     outputs = read_manifest(plans['refiner']).outputs
     assert [(s.name, s.shape) for s in outputs] == [('trans', (-1, 3)), ('rot', (-1, 3))]
     before = plans['refiner'].stat().st_mtime_ns
     assert tool_run(*words, '--precision', 'fp16', '--if-needed') == 0
     assert plans['refiner'].stat().st_mtime_ns == before
 
-
-@pytest.mark.parametrize(
-    ('given', 'filled'),
-    [
-        ((None, None, None), None),
-        ((2, None, None), (2, 64, 252)),
-        ((None, None, 8), (1, 8, 8)),
-        ((None, 300, None), (1, 300, 300)),
-        ((100, None, None), (100, 100, 252)),
-        ((None, 1, 1), (1, 1, 1)),
-        ((400, None, None), (400, 400, 400)),
-    ],
-)
-def test_batches_left_out_are_filled_up(given, filled):
-    assert tool._batch(given) == filled

@@ -35,7 +35,7 @@ class NoGuard:
 def gpu(monkeypatch):
     """A pretended GPU whose memory is the host's."""
     properties = types.SimpleNamespace(name='Stand-in', major=9, minor=0)
-    stream = types.SimpleNamespace(cuda_stream=STREAM)
+    stream = types.SimpleNamespace(cuda_stream=STREAM, synchronize=lambda: None)
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(torch.cuda, 'get_device_properties', lambda device: properties)
     monkeypatch.setattr(torch.cuda, 'current_stream', lambda device: stream)
@@ -53,7 +53,7 @@ def stub(request, gpu, monkeypatch) -> rig.Stub:
 @pytest.fixture
 def plan(stub, tmp_path) -> Path:
     onnx = rig.write_tiny(tmp_path / 'net.onnx')
-    build_engine(onnx, tmp_path / 'net.engine', BuildOptions(batch=(1, 2, 4)))
+    build_engine(onnx, tmp_path / 'net.engine', BuildOptions(batches=(1, 2, 4)))
     return tmp_path / 'net.engine'
 
 
@@ -87,6 +87,7 @@ def test_all_is_set_once_and_before_the_launches(plan, stub):
     old = stub.__version__.startswith('8')
     assert before == [
         'context',
+        'set_optimization_profile_async',
         'set_input_shape',
         'set_tensor_address',
         'infer_shapes',
@@ -122,6 +123,7 @@ def test_a_workspace_each_when_asked(plan, stub):
     ('call', 'words'),
     [
         ('context', 'refuses a new context'),
+        ('set_optimization_profile_async', 'refuses optimization profile 1'),
         ('set_input_shape', r'refuses input x of \(2, 3, 16, 16\): no set_input_shape today'),
         ('set_tensor_address', 'refuses the address of x: no set_tensor_address today'),
         ('infer_shapes', r"lacks the shapes of \['x'\]"),
@@ -142,8 +144,15 @@ def test_a_launch_that_fails_is_told(plan, stub):
         execution.enqueue()
 
 
+@pytest.mark.parametrize(('batch', 'profile'), [(1, 0), (2, 1), (3, 2), (4, 2)])
+def test_each_batch_takes_the_profile_tuned_for_it(plan, stub, batch, profile):
+    execution = TensorRtEngine(plan, 'cpu').execution(crops(batch))
+    assert ('set_optimization_profile_async', profile, STREAM) in stub.trace
+    assert torch.equal(execution.enqueue()['y'], 2 * crops(batch)['x'])
+
+
 def test_batches_outside_the_profile_are_refused(plan):
-    with pytest.raises(ValueError, match=r'batches of 1\.\.4, got 5: .*--max-batch'):
+    with pytest.raises(ValueError, match=r'batches of 1\.\.4, got 5: .*--batches'):
         TensorRtEngine(plan, 'cpu').execution(crops(5))
 
 
@@ -199,12 +208,19 @@ def test_single_precision_sets_no_half(stub, tmp_path):
 
 def test_options_reach_the_builder(stub, tmp_path):
     onnx = rig.write_tiny(tmp_path / 'net.onnx')
-    options = BuildOptions(batch=(2, 3, 5), workspace_bytes=1 << 20, version_compatible=True)
+    options = BuildOptions(batches=(2, 3, 5), workspace_bytes=1 << 20, version_compatible=True)
     build_engine(onnx, tmp_path / 'net.engine', options)
-    shapes = [(size, *rig.INPUT_SHAPE) for size in (2, 3, 5)]
-    assert stub.profiles[0].shapes == {'x': tuple(shapes)}
+    ranges = [(1, 2, 2), (3, 3, 3), (4, 5, 5)]  # smallest, tuned for, largest of each profile
+    shapes = [tuple((size, *rig.INPUT_SHAPE) for size in sizes) for sizes in ranges]
+    assert [profile.shapes for profile in stub.profiles] == [{'x': s} for s in shapes]
     assert stub.configs[0].limits == {'WORKSPACE': 1 << 20}
     assert stub.configs[0].flags['VERSION_COMPATIBLE'] is True
+
+
+def test_contexts_may_share_a_profile(stub, tmp_path):
+    build_engine(rig.write_tiny(tmp_path / 'net.onnx'), tmp_path / 'net.engine')
+    asked = {'PROFILE_SHARING_0806': True} if stub.__version__.startswith('8') else {}
+    assert stub.configs[0].previews == asked
 
 
 def test_timings_are_kept_and_foreign_ones_dropped(stub, tmp_path):
@@ -275,7 +291,7 @@ def torch_reference(onnx: Path, x: torch.Tensor) -> torch.Tensor:
 def test_a_real_engine_agrees_with_torch(tmp_path, half):
     pytest.importorskip('tensorrt')
     onnx, plan = rig.write_tiny(tmp_path / 'net.onnx', half), tmp_path / 'net.engine'
-    build_engine(onnx, plan, BuildOptions(backend='tensorrt', batch=(1, 4, 8)))
+    build_engine(onnx, plan, BuildOptions(backend='tensorrt', batches=(1, 4, 8)))
     engine = TensorRtEngine(plan, onnx=onnx)
     with torch.cuda.stream(torch.cuda.Stream()):
         executions = {}
@@ -295,7 +311,7 @@ def test_a_real_engine_agrees_with_torch(tmp_path, half):
 def test_a_captured_graph_replays_what_the_engine_does(tmp_path):
     pytest.importorskip('tensorrt')
     onnx, plan = rig.write_tiny(tmp_path / 'net.onnx'), tmp_path / 'net.engine'
-    build_engine(onnx, plan, BuildOptions(backend='tensorrt', batch=(1, 4, 8)))
+    build_engine(onnx, plan, BuildOptions(backend='tensorrt', batches=(1, 4, 8)))
     engine = TensorRtEngine(plan)
     x = crops(4)['x'].cuda()
     execution, graph = engine.execution({'x': x}), torch.cuda.CUDAGraph()

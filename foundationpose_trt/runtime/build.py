@@ -18,6 +18,7 @@ from .engine_manifest import (
     Platform,
     beside,
     check_engine,
+    profile_ranges,
     sha256_of,
     write_atomically,
     write_manifest,
@@ -28,7 +29,7 @@ from .tensorrt_log import ErrorList
 
 BACKENDS = ('auto', 'tensorrt', 'tensorrt_rtx')
 PRECISIONS = ('auto', 'fp32', 'tf32', 'fp16')
-DEFAULT_BATCH = (1, 64, 252)  # track one, tune for many, register with all 252 hypotheses
+DEFAULT_BATCHES = (1, 64, 252)  # track one, score a pruned set, register with all hypotheses
 # What RTX builds for when told nothing (its documentation, "CPU-Only AOT"); 9.0 is not among them.
 RTX_CAPABILITIES = ('8.0', '8.6', '8.9', '12.0+')
 ENGINE_SUFFIX = '.engine'
@@ -42,15 +43,16 @@ class BuildOptions:
     """How to build.
 
     precision: the ONNX file decides between fp32 and fp16 ('auto'); named, the file must agree.
-    'tf32' lets the layers of an fp32 file round their inputs to 10 bits of mantissa. batch:
-    smallest, tuned for, largest, where the file leaves it free. workspace_bytes: bound for one
-    layer's scratch memory (None: TensorRT's). backend: 'auto' is tensorrt, or tensorrt_rtx where
-    torch sees no GPU or no TensorRT is installed. version_compatible: later versions load it too.
+    'tf32' lets the layers of an fp32 file round their inputs to 10 bits of mantissa. batches:
+    sizes to tune for, rising, where the file leaves the batch free; every size from 1 to the last
+    runs, with the kernels of the next larger one. workspace_bytes: bound for one layer's scratch
+    memory (None: TensorRT's). backend: 'auto' is tensorrt, or tensorrt_rtx where torch sees no
+    GPU or no TensorRT is installed. version_compatible: later versions load it too.
     compute_capabilities: of the GPUs to build for, such as '7.5' (RTX alone; its default else).
     """
 
     precision: str = 'auto'
-    batch: tuple[int, int, int] | None = None
+    batches: tuple[int, ...] | None = None
     workspace_bytes: int | None = None
     backend: str = 'auto'
     version_compatible: bool = False
@@ -60,10 +62,10 @@ class BuildOptions:
         for name, choices in (('precision', PRECISIONS), ('backend', BACKENDS)):
             value = getattr(self, name)
             require(value in choices, f'{name} is "{value}", must be one of {", ".join(choices)}')
-        batch = self.batch or DEFAULT_BATCH
+        sizes = DEFAULT_BATCHES if self.batches is None else self.batches
         require(
-            1 <= batch[0] <= batch[1] <= batch[2],
-            f'batch is {batch}, must be 1 <= smallest <= tuned for <= largest',
+            len(sizes) > 0 and sizes[0] >= 1 and sorted(set(sizes)) == list(sizes),
+            f'batches are {sizes}, must be one or more rising numbers from 1',
         )
         require(
             self.workspace_bytes is None or self.workspace_bytes > 0,
@@ -136,7 +138,7 @@ def ensure_engine(
         logger.info('%s', error)
         return build_engine(onnx, plan, options, progress)
     as_wanted = options.precision in ('auto', manifest.precision)
-    as_wanted &= options.batch in (None, manifest.batch)
+    as_wanted &= options.batches in (None, manifest.batches)
     as_wanted &= options.version_compatible == manifest.version_compatible
     as_wanted &= options.compute_capabilities in ((), manifest.compute_capabilities)
     return manifest if as_wanted else build_engine(onnx, plan, options, progress)
@@ -168,8 +170,8 @@ class _Build:
             builder = self._builder()
             network, parser = self._parse(builder, onnx)
             inputs, outputs = self._specs(network, onnx)
-            batch = self._batch(inputs, onnx)
-            config = self._config(builder, network, inputs, batch)
+            batches = self._batches(inputs, onnx)
+            config = self._config(builder, inputs, batches)
             precision = self._set_precision(config, network, onnx)
             content = self._serialize(builder, network, config, plan, monitor)
             del parser  # holds the weights that the network refers to
@@ -189,7 +191,7 @@ class _Build:
             precision=precision,
             inputs=inputs,
             outputs=outputs,
-            batch=batch,
+            batches=batches,
             build_seconds=round(time.perf_counter() - started, 3),
         )
         write_manifest(manifest, plan)
@@ -230,32 +232,29 @@ class _Build:
             raise ValueError(f'{onnx}: {error}') from error
         return tuple(inputs), tuple(outputs)
 
-    def _batch(self, inputs: tuple[TensorSpec, ...], onnx: Path) -> tuple[int, int, int]:
+    def _batches(self, inputs: tuple[TensorSpec, ...], onnx: Path) -> tuple[int, ...]:
         if any(spec.shape[:1] == (BATCH,) for spec in inputs):
-            return self.options.batch or DEFAULT_BATCH
+            return self.options.batches or DEFAULT_BATCHES
         size = inputs[0].shape[0]
         require(
-            self.options.batch in (None, (size, size, size)),
-            f'{onnx} has a fixed batch of {size}, so batch {self.options.batch} cannot be built'
-            ' from it; export it with --batch dynamic',
+            self.options.batches in (None, (size,)),
+            f'{onnx} has a fixed batch of {size}, so batches {self.options.batches} cannot be'
+            ' built from it; export it with --batch dynamic',
         )
-        return (size, size, size)
+        return (size,)
 
     def _config(
-        self,
-        builder: Any,
-        network: Any,
-        inputs: tuple[TensorSpec, ...],
-        batch: tuple[int, int, int],
+        self, builder: Any, inputs: tuple[TensorSpec, ...], batches: tuple[int, ...]
     ) -> Any:
         config = builder.create_builder_config()
         free = [spec for spec in inputs if spec.shape[:1] == (BATCH,)]
-        if free:
+        for low, size in profile_ranges(batches) if free else ():
             profile = builder.create_optimization_profile()
             for spec in free:
-                profile.set_shape(spec.name, *map(spec.sized, batch))
+                profile.set_shape(spec.name, *map(spec.sized, (low, size, size)))
             if config.add_optimization_profile(profile) < 0:
-                raise self._fail(f'TensorRT refuses batch {batch}')
+                raise self._fail(f'TensorRT refuses batches of {low}..{size}')
+        self.api.share_profiles(config)
         self.api.make_capturable(config)
         if self.options.workspace_bytes:
             self.api.limit_workspace(config, self.options.workspace_bytes)

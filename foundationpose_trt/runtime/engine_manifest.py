@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,7 @@ import torch
 from ..datatypes import require
 from .specs import BATCH, TensorSpec
 
-FORMAT = 1
-BATCH_OPTIONS = ('--min-batch', '--opt-batch', '--max-batch')
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -35,8 +34,9 @@ class EngineManifest:
     """What `<engine>.json` says.
 
     gpu: None for an engine that any GPU of compute_capabilities runs ('8.9', or '12.0+' for
-    that one and later). precision: 'fp32' | 'tf32' | 'fp16' as built. batch: smallest, tuned for,
-    largest. tolerance: measured afterwards against the reference, free form.
+    that one and later). precision: 'fp32' | 'tf32' | 'fp16' as built. batches: those tuned for,
+    rising, one optimization profile each; of a fixed batch that one. tolerance: measured
+    afterwards against the reference, free form.
     """
 
     onnx: str
@@ -50,9 +50,26 @@ class EngineManifest:
     precision: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    batch: tuple[int, int, int]
+    batches: tuple[int, ...]
     build_seconds: float
     tolerance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def any_batch(self) -> bool:
+        """Whether batches from 1 to the largest run, and not one alone."""
+        return any(spec.shape[:1] == (BATCH,) for spec in self.inputs)
+
+    def profile_of(self, batch: int) -> int | None:
+        """Index of the optimization profile that runs a batch; None where none does."""
+        if not self.any_batch:
+            return 0 if batch in self.batches else None
+        fits = (k for k, size in enumerate(self.batches) if 1 <= batch <= size)
+        return next(fits, None)
+
+
+def profile_ranges(batches: Sequence[int]) -> list[tuple[int, int]]:
+    """Smallest and largest batch of each optimization profile, one per tuned size."""
+    return [(low + 1, high) for low, high in zip((0, *batches[:-1]), batches, strict=True)]
 
 
 def sha256_of(path: Path) -> str:
@@ -115,7 +132,7 @@ def read_manifest(plan: Path, onnx: Path | None = None, backend: str = 'auto') -
         require(content.pop('format') == FORMAT, f'format is not {FORMAT}')
         for side in ('inputs', 'outputs'):
             content[side] = tuple(_spec_from_json(entry) for entry in content[side])
-        for name in ('compute_capabilities', 'batch'):
+        for name in ('compute_capabilities', 'batches'):
             content[name] = tuple(content[name])
         return EngineManifest(**content)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -210,9 +227,8 @@ def rebuild_command(
 ) -> str:
     """Return the command line that builds an engine like this one with a back end."""
     words = ['--precision', built.precision]
-    if built.inputs and built.inputs[0].shape[:1] == (BATCH,):
-        pairs = zip(BATCH_OPTIONS, built.batch, strict=True)
-        words += [word for option, size in pairs for word in (option, str(size))]
+    if built.any_batch:
+        words += ['--batches', *map(str, built.batches)]
     if built.version_compatible:
         words.append('--version-compatible')
     return _command(plan, onnx or Path(built.onnx), backend, words)

@@ -130,6 +130,12 @@ class TensorRtApi:
         config.set_flag(self.module.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
         return _constrain(network)
 
+    def share_profiles(self, config: Any) -> None:
+        """Let several contexts use one optimization profile; 8.6 forbids it unless asked."""
+        if self.weakly_typed:  # later ones always allow it, and call the feature deprecated
+            feature = self.module.PreviewFeature.PROFILE_SHARING_0806
+            config.set_preview_feature(feature, True)
+
     def limit_workspace(self, config: Any, nbytes: int) -> None:
         """Bound the scratch memory that a layer may use."""
         config.set_memory_pool_limit(self.module.MemoryPoolType.WORKSPACE, nbytes)
@@ -250,6 +256,12 @@ class TensorRtApi:
         eager = self.module.DynamicShapesKernelSpecializationStrategy.EAGER
         config.dynamic_shapes_kernel_specialization_strategy = eager
         return engine.create_execution_context(config)
+
+    def select_profile(self, context: Any, index: int, stream: torch.cuda.Stream) -> bool:
+        """Give a new context its optimization profile; done on the device when this returns."""
+        done = context.set_optimization_profile_async(index, stream.cuda_stream)
+        stream.synchronize()
+        return bool(done)
 
     def workspace_bytes(self, engine: Any) -> int:
         """Workspace that serves a context at the largest shape of the profile."""

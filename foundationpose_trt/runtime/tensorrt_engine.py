@@ -22,13 +22,16 @@ class TensorRtExecution:
     nbytes: the outputs, and the workspace where it is not shared.
     """
 
-    def __init__(self, engine: TensorRtEngine, inputs: Mapping[str, torch.Tensor]) -> None:
+    def __init__(
+        self, engine: TensorRtEngine, inputs: Mapping[str, torch.Tensor], profile: int
+    ) -> None:
         self._engine = engine
         self._inputs = dict(inputs)  # their memory must stay where it is
         self.errors = ErrorList()
         with torch.cuda.device(engine.device), engine.api.relay.to(self.errors):
             self._context = self._checked(engine.new_context(), 'a new context')
             self._workspace = engine.workspace()
+            self._select_profile(profile)
             self._bind_inputs()
             self.outputs = self._bind_outputs()
             engine.api.give_workspace(self._context, self._workspace)
@@ -45,6 +48,13 @@ class TensorRtExecution:
         if not self._context.execute_async_v3(stream):
             raise RuntimeError(f'{self._engine.name}: TensorRT could not launch the network')
         return self.outputs
+
+    def _select_profile(self, index: int) -> None:
+        if not self._engine.manifest.any_batch:
+            return  # there is one, and every context has it
+        stream = torch.cuda.current_stream(self._engine.device)
+        done = self._engine.api.select_profile(self._context, index, stream)
+        self._checked(done, f'optimization profile {index}')
 
     def _bind_inputs(self) -> None:
         for name, tensor in self._inputs.items():
@@ -139,14 +149,16 @@ class TensorRtEngine:
         TensorRT's words when it refuses (out of memory, mostly).
         """
         check_inputs(self.inputs, inputs, self.device)
-        low, _, high = self.manifest.batch
         batch = len(next(iter(inputs.values())))
-        require(
-            low <= batch <= high,
-            f'{self.name} was built for batches of {low}..{high}, got {batch}: split or pad it, or'
-            ' build with --min-batch and --max-batch that hold it',
-        )
-        return TensorRtExecution(self, inputs)
+        profile = self.manifest.profile_of(batch)
+        if profile is None:
+            last = self.manifest.batches[-1]
+            sizes = f'1..{last}' if self.manifest.any_batch else f'{last} alone'
+            raise ValueError(
+                f'{self.name} was built for batches of {sizes}, got {batch}: split or pad it, or'
+                ' build with --batches that reach it'
+            )
+        return TensorRtExecution(self, inputs, profile)
 
     def new_context(self) -> Any:
         """Create an execution context without workspace; None when TensorRT cannot."""

@@ -18,7 +18,7 @@ from ..pose.weights import PRECISIONS as WEIGHT_PRECISIONS
 from ..pose.weights import load_networks
 from ..runtime.build import (
     BACKENDS,
-    DEFAULT_BATCH,
+    DEFAULT_BATCHES,
     ENGINE_SUFFIX,
     PRECISIONS,
     BuildOptions,
@@ -30,7 +30,7 @@ from ..runtime.engine_manifest import EngineManifest, beside
 from .report import print_table
 
 HELP = 'build TensorRT engines from ONNX files or a weight set'
-COLUMNS = ('engine', 'MB', 'precision', 'batch', 'build, s')
+COLUMNS = ('engine', 'MB', 'precision', 'batches', 'build, s')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,9 +51,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default='auto',
         help='an ONNX file decides itself (auto); with --weights auto is fp32',
     )
-    for name, size in zip(('min', 'opt', 'max'), DEFAULT_BATCH, strict=True):
-        help_text = f'of files with a free batch (default {size})'
-        parser.add_argument(f'--{name}-batch', type=int, metavar='N', help=help_text)
+    parser.add_argument(
+        '--batches',
+        type=int,
+        nargs='+',
+        metavar='N',
+        help='sizes to tune for; all up to the largest run (default'
+        f' {" ".join(map(str, DEFAULT_BATCHES))}; not for files of a fixed batch)',
+    )
     parser.add_argument(
         '--workspace-mib', type=int, metavar='MIB', help="bound one layer's memory"
     )
@@ -87,28 +92,15 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _settings(options: argparse.Namespace) -> BuildOptions:
-    given = (options.min_batch, options.opt_batch, options.max_batch)
     mib = options.workspace_mib
     return BuildOptions(
         precision=options.precision,
-        batch=_batch(given),
+        batches=tuple(options.batches) if options.batches else None,
         workspace_bytes=None if mib is None else mib << 20,
         backend=options.backend,
         version_compatible=options.version_compatible,
         compute_capabilities=tuple(options.compute_capability),
     )
-
-
-def _batch(given: tuple[int | None, int | None, int | None]) -> tuple[int, int, int] | None:
-    """Fill up what is not given with the defaults, held between what is."""
-    if given == (None, None, None):
-        return None
-    low, tuned, high = given
-    low = min(DEFAULT_BATCH[0], *(size for size in given if size)) if low is None else low
-    if high is None:
-        high = max(DEFAULT_BATCH[2], tuned or low)
-    tuned = min(max(DEFAULT_BATCH[1], low), high) if tuned is None else tuned
-    return (low, tuned, high)
 
 
 def _files(files: list[Path], out: Path | None) -> list[tuple[Path, Path]]:
@@ -156,6 +148,6 @@ def _row(plan: Path, built: EngineManifest) -> list[Any]:
         plan.name,
         plan.stat().st_size / 1e6,
         built.precision,
-        '/'.join(map(str, built.batch)),
+        ' '.join(map(str, built.batches)),
         built.build_seconds,
     ]
