@@ -36,7 +36,7 @@ def test_the_ladder_is_measured_on_this_machine(tmp_path, monkeypatch, capsys):
         'onnxruntime fp32, CPU',
     ]
     for row in content['rungs']:
-        for network in ('refiner', 'extractor'):
+        for network in ('refiner', 'scorer'):
             figures = row['networks'][network]['1']
             assert 0.5 < figures['p50_ms'] <= figures['p99_ms'] < 60_000
         assert 0 < row['pose']['rotation_deg'] < 30 and 0 < row['pose']['add_s_mm'] < 50
@@ -65,11 +65,38 @@ def test_a_rung_that_moves_the_pose_fails_the_command(tmp_path, monkeypatch):
     assert cli.main(command) == 1  # 2 mm and more
 
 
+def test_only_some_rungs_and_what_they_are_held_against(monkeypatch):
+    monkeypatch.setattr(benchmark, 'installed', lambda backend: backend == 'tensorrt')
+
+    def chosen(*words):
+        return [rung.name for rung in ladder(True) if benchmark._is_chosen(rung, list(words))]
+
+    references = ['torch fp32', 'torch fp32, CPU']
+    assert chosen('graph') == [
+        'torch fp32', 'torch fp16 + graph', 'tensorrt fp32 + graph', 'tensorrt fp16 + graph',
+        'torch fp32, CPU',
+    ]  # fmt: skip
+    assert chosen('onnx', 'nothing') == [*references, 'onnxruntime fp32, CPU']
+    assert len(chosen()) == 8
+
+
+def test_a_set_of_twice_the_width_gives_the_same_poses(tmp_path, monkeypatch):
+    monkeypatch.setattr('torch.cuda.is_available', lambda: False)
+    own, wide = tmp_path / 'own.json', tmp_path / 'wide.json'
+    words = ['benchmark', 'runtime', *QUICK, '--only', 'nothing', '--engines', str(tmp_path)]
+    assert cli.main([*words, '--json', str(own)]) == 0
+    assert cli.main([*words, '--width', '0.5', '--json', str(wide)]) == 0
+    poses = [json.loads(file.read_text())['rungs'][0]['pose'] for file in (own, wide)]
+    for key in ('rotation_deg', 'translation_mm', 'add_s_mm'):
+        assert poses[1][key] == pytest.approx(poses[0][key], abs=0.1)
+    assert cli.main([*words, '--width', '0.3']) == 2
+
+
 def test_rungs_of_a_gpu(monkeypatch):
     monkeypatch.setattr(benchmark, 'installed', lambda backend: backend == 'tensorrt')
     assert [rung.name for rung in ladder(True)] == [
-        'torch fp32', 'torch fp16', 'torch fp16 + graph', 'onnxruntime fp32, CPU',
-        'tensorrt fp32 + graph', 'tensorrt fp16', 'tensorrt fp16 + graph',
+        'torch fp32', 'torch fp16', 'torch fp16 + graph', 'tensorrt fp32 + graph',
+        'tensorrt fp16', 'tensorrt fp16 + graph', 'torch fp32, CPU', 'onnxruntime fp32, CPU',
     ]  # fmt: skip
 
 

@@ -184,3 +184,13 @@ def test_without_the_package_the_message_says_what_to_install(tmp_path, monkeypa
     monkeypatch.setitem(sys.modules, 'onnxruntime', None)
     with pytest.raises(ValueError, match=r"the package onnxruntime: pip install '\.\[onnx\]'"):
         OnnxEngine(path)
+
+
+def test_a_row_of_scores_becomes_a_vector(tmp_path):
+    import tensorrt_rig  # needs onnx
+
+    engine = OnnxEngine(tensorrt_rig.write_row(tmp_path / 'row.onnx'))
+    x = torch.arange(20.0).reshape(5, 4)
+    assert engine.outputs[0].shape == (-1,)
+    scores = engine.execution({'x': x}).enqueue()['y']
+    np.testing.assert_allclose(scores, [1.5, 5.5, 9.5, 13.5, 17.5])

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
+from foundationpose_trt.runtime.build import BuildOptions, build_engine
 from foundationpose_trt.runtime.graph_cache import CudaGraphCache
 from foundationpose_trt.runtime.session import Session
 from foundationpose_trt.runtime.specs import BATCH, TensorSpec
+from foundationpose_trt.runtime.tensorrt_engine import TensorRtEngine
 from foundationpose_trt.runtime.torch_engine import TorchEngine
 
 pytestmark = pytest.mark.gpu
@@ -24,9 +30,39 @@ def network() -> torch.nn.Module:
     return torch.nn.Sequential(*layers).cuda().eval()
 
 
-def graphed(capacity: int = 4) -> tuple[Session, torch.nn.Module]:
+@pytest.fixture(scope='module')
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The network as a TensorRT engine, built once."""
+    pytest.importorskip('tensorrt')
+    folder = tmp_path_factory.mktemp('plan')
+    torch.onnx.export(
+        network().cpu(), (torch.zeros(2, WIDTH),), str(folder / 'net.onnx'), dynamo=False,
+        input_names=['a'], output_names=['y'], opset_version=17,
+        dynamic_axes={'a': {0: 'batch'}, 'y': {0: 'batch'}},
+    )  # fmt: skip
+    options = BuildOptions(backend='tensorrt', batches=(1, 4, 64))
+    build_engine(folder / 'net.onnx', folder / 'net.engine', options)
+    return folder / 'net.engine'
+
+
+Graphed = Callable[..., tuple[Session, torch.nn.Module]]
+
+
+@pytest.fixture(params=['torch', 'tensorrt'])
+def graphed(request: pytest.FixtureRequest) -> Graphed:
+    """Makes a session with a cache over either engine of the network, and the network."""
+    plan = request.getfixturevalue('plan') if request.param == 'tensorrt' else None
+
+    def make(capacity: int = 4) -> tuple[Session, torch.nn.Module]:
+        return session_of(plan, capacity)
+
+    return make
+
+
+def session_of(plan: Path | None, capacity: int) -> tuple[Session, torch.nn.Module]:
     net = network()
-    engine = TorchEngine('net', net, (INPUT,), (OUTPUT,), 'cuda')
+    own = TorchEngine('net', net, (INPUT,), (OUTPUT,), 'cuda')
+    engine = own if plan is None else TensorRtEngine(plan)
     return Session(engine, CudaGraphCache(capacity)), net
 
 
@@ -35,7 +71,7 @@ def noise(batch: int, seed: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize('batch', [1, 4, 17])
-def test_capture_replay_and_eager_agree_and_follow_their_input(batch):
+def test_capture_replay_and_eager_agree_and_follow_their_input(graphed, batch):
     session, _ = graphed()
     first, second = noise(batch, 1), noise(batch, 2)
     eager = [
@@ -63,7 +99,60 @@ def test_the_environment_switches_graphs_on_and_a_call_off(monkeypatch, word, en
     assert not enabled or session.cuda_graph_cache.get_current_size() == 1
 
 
-def test_outputs_are_views_that_the_next_run_overwrites():
+def key_of(batch: int) -> tuple:
+    return (batch, WIDTH), torch.float32, torch.device('cuda', 0)
+
+
+def assert_replays_equal_eager(session: Session, batch: int) -> None:
+    for seed in (batch, batch + 100):
+        x = noise(batch, seed)
+        eager = session.run({'a': x}, disable_cuda_graphs=True, clone=True)['y']
+        assert torch.equal(session.run({'a': x}, clone=True)['y'], eager)
+        assert eager.shape == (batch, WIDTH)
+
+
+def test_a_shape_seen_before_is_never_captured_again(graphed):
+    """The reference's own sequence of batches (roboflow.md A6)."""
+    session, _ = graphed(16)
+    cache, seen = session.cuda_graph_cache, set()
+    for batch in (1, 2, 1, 4, 2, 1, 4, 3, 3):
+        assert_replays_equal_eager(session, batch)
+        seen.add(key_of(batch))
+        assert cache.get_current_size() == len(seen)
+    assert set(cache.list_keys()) == seen and cache.stats().captures == 4
+
+
+def test_the_least_recently_used_shape_goes_and_the_others_still_replay(graphed):
+    session, _ = graphed(3)
+    for batch in (1, 2, 3, 4):
+        assert_replays_equal_eager(session, batch)
+    assert session.cuda_graph_cache.list_keys() == [key_of(2), key_of(3), key_of(4)]
+    for batch in (2, 5):
+        assert_replays_equal_eager(session, batch)
+    assert session.cuda_graph_cache.list_keys() == [key_of(4), key_of(2), key_of(5)]
+    for batch in (4, 2, 5):
+        assert_replays_equal_eager(session, batch)
+    assert session.cuda_graph_cache.stats().evictions == 2
+
+
+def test_a_closed_or_dropped_session_gives_its_memory_back(graphed):
+    session, net = graphed()
+    x = noise(64, 1)
+    view = session.run({'a': x})['y']
+    cache = session.cuda_graph_cache
+    session.close()
+    assert cache.get_current_size() == 0 and session.cuda_graph_cache is None
+    torch.testing.assert_close(view, net(x))  # the caller's still
+    torch.testing.assert_close(session.run({'a': x}, clone=True)['y'], net(x))
+    dropped, _ = graphed()
+    dropped.run({'a': x})
+    cache, gone = dropped.cuda_graph_cache, weakref.ref(dropped)
+    del dropped
+    gc.collect()
+    assert gone() is None and cache.get_current_size() == 0
+
+
+def test_outputs_are_views_that_the_next_run_overwrites(graphed):
     session, _ = graphed()
     view = session.run({'a': noise(2, 1)})['y']
     kept = view.clone()
@@ -74,7 +163,7 @@ def test_outputs_are_views_that_the_next_run_overwrites():
     assert torch.equal(copy, kept)
 
 
-def test_a_hit_neither_waits_nor_allocates():
+def test_a_hit_neither_waits_nor_allocates(graphed):
     session, _ = graphed()
     buffer = session.input('a', 3)
     buffer.copy_(noise(3, 1))
@@ -90,7 +179,7 @@ def test_a_hit_neither_waits_nor_allocates():
     assert torch.cuda.memory_stats()['allocation.all.allocated'] == before
 
 
-def test_streams_wait_for_one_another():
+def test_streams_wait_for_one_another(graphed):
     """The producer is slow and on another stream; nobody waits on the host."""
     session, net = graphed()
     session.run({'a': noise(64, 0)})
@@ -120,7 +209,7 @@ def test_what_cannot_be_captured_runs_without_a_graph_and_says_so_once(caplog):
     assert (stats.failed_captures, stats.captures, stats.hits) == (1, 0, 2)
     # torch is whole afterwards: random numbers, other captures, freed memory
     assert torch.rand(3, device='cuda').isfinite().all()
-    other, net = graphed()
+    other, net = session_of(None, 4)
     torch.testing.assert_close(other.run({'a': x}, clone=True)['y'], net(x))
     assert other.cuda_graph_cache.stats().captures == 1
     big = torch.empty(256 << 20, dtype=torch.uint8, device='cuda')
@@ -130,7 +219,7 @@ def test_what_cannot_be_captured_runs_without_a_graph_and_says_so_once(caplog):
     assert torch.cuda.memory_reserved() <= reserved - (256 << 20)
 
 
-def test_an_engine_that_lost_all_its_graphs_captures_again():
+def test_an_engine_that_lost_all_its_graphs_captures_again(graphed):
     session, net = graphed()
     x = noise(3, 1)
     view = session.run({'a': x})['y']
@@ -141,7 +230,7 @@ def test_an_engine_that_lost_all_its_graphs_captures_again():
     torch.testing.assert_close(view, net(x))  # held by the caller all the while
 
 
-def test_outputs_of_one_shape_outlive_launches_of_another():
+def test_outputs_of_one_shape_outlive_launches_of_another(graphed):
     session, net = graphed(4)
     samples = {batch: noise(batch, batch) for batch in (64, 1, 32, 2)}
     views = {batch: session.run({'a': x})['y'] for batch, x in samples.items()}
@@ -149,7 +238,7 @@ def test_outputs_of_one_shape_outlive_launches_of_another():
         torch.testing.assert_close(views[batch], net(x))
 
 
-def test_ten_thousand_mixed_shapes_with_purges_from_another_thread_keep_memory_flat():
+def test_ten_thousand_mixed_shapes_with_purges_from_another_thread_keep_memory_flat(graphed):
     session, net = graphed(3)
     samples = {batch: noise(batch, batch) for batch in range(1, 7)}
     expected = {batch: net(x).clone() for batch, x in samples.items()}
@@ -171,7 +260,7 @@ def test_ten_thousand_mixed_shapes_with_purges_from_another_thread_keep_memory_f
     try:
         rounds(2000)
         torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
+        before, free = torch.cuda.memory_allocated(), torch.cuda.mem_get_info()[0]
         rounds(8000)
     finally:
         stop.set()
@@ -179,9 +268,10 @@ def test_ten_thousand_mixed_shapes_with_purges_from_another_thread_keep_memory_f
     session.cuda_graph_cache.purge()
     torch.cuda.synchronize()
     assert torch.cuda.memory_allocated() <= before
+    assert torch.cuda.mem_get_info()[0] >= free - (32 << 20)  # TensorRT's own memory, too
 
 
-def test_threads_that_share_a_session_get_their_own_answers():
+def test_threads_that_share_a_session_get_their_own_answers(graphed):
     session, net = graphed(2)
     failures: list[int] = []
 
@@ -201,7 +291,7 @@ def test_threads_that_share_a_session_get_their_own_answers():
     assert not failures and session.cuda_graph_cache.stats().captures == 1
 
 
-def test_a_graph_may_be_captured_while_another_thread_uses_the_device():
+def test_a_graph_may_be_captured_while_another_thread_uses_the_device(graphed):
     session, net = graphed(16)
     stop, errors = threading.Event(), []
     own = torch.Generator('cuda')  # before torch 2.12 a capture holds the default one

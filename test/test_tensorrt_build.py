@@ -269,4 +269,3 @@ def test_the_tool_goes_from_weights_to_engines(tmp_path):
     before = plans['refiner'].stat().st_mtime_ns
     assert tool_run(*words, '--precision', 'fp16', '--if-needed') == 0
     assert plans['refiner'].stat().st_mtime_ns == before
-

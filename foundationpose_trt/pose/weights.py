@@ -118,7 +118,7 @@ def load_networks(
 
 
 def _load_own(folder: Path) -> tuple[RefineNet, ScoreNet]:
-    entries = _manifest_entries(folder / MANIFEST)
+    entries = manifest_entries(folder)
     refiner, scorer = RefineNet(entries[0]['width']).eval(), ScoreNet(entries[1]['width']).eval()
     for network, entry in ((refiner, entries[0]), (scorer, entries[1])):
         file = folder / entry['file']
@@ -133,8 +133,12 @@ def _load_own(folder: Path) -> tuple[RefineNet, ScoreNet]:
     return refiner, scorer
 
 
-def _manifest_entries(path: Path) -> list[dict[str, Any]]:
-    """Return the entries of refiner and scorer; raises ValueError unless both are complete."""
+def manifest_entries(folder: Path) -> list[dict[str, Any]]:
+    """Return what manifest.json says of refiner and scorer: file, sha256 and width.
+
+    Raises ValueError unless both are complete.
+    """
+    path = folder / MANIFEST
     try:
         networks = json.loads(path.read_text())['networks']
         return [

@@ -25,7 +25,8 @@ class LaunchOrder:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.lock = threading.Lock()
+        # Reentrant: a session that the garbage collector drops inside it waits here as well.
+        self.lock = threading.RLock()
         # One for all captures of the engine: each new one would take another of torch's 32
         # shared streams, with cuBLAS workspaces of its own, and in the end some thread's.
         self.side = torch.cuda.Stream(device, priority=-1)
@@ -161,25 +162,29 @@ class GraphEntry:
 
         inputs that are not the buffers themselves are copied into them. No host sync.
         """
-        stream = torch.cuda.current_stream(self._order.device)
-        with self._order.lock:
-            self._order.before(stream)
+        order = self._order
+        stream = torch.cuda.current_stream(order.device)
+        with order.lock:
+            order.before(stream)
             for name, buffer in self.inputs.items():
                 given = inputs[name]
-                if given.data_ptr() != buffer.data_ptr():
-                    buffer.copy_(given, non_blocking=True)
+                if given is not buffer and given.data_ptr() != buffer.data_ptr():
+                    with torch.inference_mode():
+                        buffer.copy_(given, non_blocking=True)
             if self._graph is not None:
                 self._graph.replay()
                 outputs = self._outputs
             else:
                 outputs = self._enqueue(stream)
             if clone:
-                outputs = {name: tensor.clone() for name, tensor in outputs.items()}
-            self._order.after(stream)
+                with torch.inference_mode():
+                    outputs = {name: tensor.clone() for name, tensor in outputs.items()}
+            order.after(stream)
         return dict(outputs)
 
     def _enqueue(self, stream: torch.cuda.Stream) -> dict[str, torch.Tensor]:
         """Launch without a graph; on the default stream TensorRT would wait for the device."""
+        # TorchExecution enters inference mode itself, TensorRT makes no tensors
         if self._light or stream != torch.cuda.default_stream(self._order.device):
             return self._execution.enqueue()
         side = self._order.side

@@ -205,6 +205,11 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(''.join(c for c in word if c.isdigit()) or 0) for word in words)
 
 
+def runs_on(built: EngineManifest, platform: Platform) -> bool:
+    """Whether the platform's GPU, if it has one, is of those the engine was built for."""
+    return not _foreign(built, platform)
+
+
 def _foreign(built: EngineManifest, platform: Platform) -> str:
     if platform.compute_capability is None:
         return ''

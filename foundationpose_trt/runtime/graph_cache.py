@@ -10,8 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
@@ -84,8 +83,16 @@ def graph_key(inputs: Mapping[str, torch.Tensor]) -> GraphKey:
     """
     shapes = [tuple(tensor.shape) for tensor in inputs.values()]
     first = next(iter(inputs.values()))
-    same = all(shape == shapes[0] for shape in shapes)
-    return shapes[0] if same else tuple(shapes), first.dtype, normalized(first.device)
+    return key_of(shapes, first.dtype, normalized(first.device))
+
+
+def key_of(shapes: list[tuple[int, ...]], dtype: torch.dtype, device: torch.device) -> GraphKey:
+    """Return the key of inputs by their shapes; device with its index."""
+    first = shapes[0]
+    for shape in shapes:
+        if shape != first:
+            return tuple(shapes), dtype, device
+    return first, dtype, device
 
 
 def _normalized_key(key: GraphKey) -> GraphKey:
@@ -97,6 +104,28 @@ def _flush_allocator() -> None:
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         with CAPTURING:
             torch.cuda.empty_cache()
+
+
+class Lease(Generic[E]):
+    """An entry held alone while the with block lasts (a class: generators cost twice the time)."""
+
+    __slots__ = ('_cache', '_key', '_make', '_slot')
+
+    def __init__(self, cache: CudaGraphCache[E], key: GraphKey, make: Callable[[], E]) -> None:
+        self._cache, self._key, self._make = cache, key, make
+
+    def __enter__(self) -> E:
+        self._slot = self._cache.acquire(self._key, self._make)
+        try:
+            self._slot.lock.acquire()
+        except BaseException:  # Ctrl-C while another thread holds it
+            self._cache.release(self._slot)
+            raise
+        return self._slot.entry
+
+    def __exit__(self, *reason: object) -> None:
+        self._slot.lock.release()
+        self._cache.release(self._slot)
 
 
 class CudaGraphCache(Generic[E]):
@@ -112,7 +141,8 @@ class CudaGraphCache(Generic[E]):
         self._flush = flush
         self._slots: OrderedDict[GraphKey, _Slot[E]] = OrderedDict()
         self._building: set[GraphKey] = set()
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._owner: object | None = None
         self._retired = False
         self._hits = self._misses = self._captures = self._failures = self._evictions = 0
@@ -133,7 +163,7 @@ class CudaGraphCache(Generic[E]):
     def resize(self, capacity: int) -> None:
         """Change the capacity; evicts what no longer fits."""
         self._check(capacity)
-        with self._changed:
+        with self._lock:
             self._capacity = capacity
             dropped = self._overflow()
         self._drop(dropped)
@@ -143,7 +173,7 @@ class CudaGraphCache(Generic[E]):
 
         Its keys hold no engine: shared, it would replay the other network's graph.
         """
-        with self._changed:
+        with self._lock:
             require(
                 self._owner is None or self._owner is engine,
                 f'this CUDA graph cache serves {self._owner}, not {engine}: make one cache for'
@@ -153,21 +183,21 @@ class CudaGraphCache(Generic[E]):
 
     def get_current_size(self) -> int:
         """Number of entries."""
-        with self._changed:
+        with self._lock:
             return len(self._slots)
 
     def list_keys(self) -> list[GraphKey]:
         """Keys, least recently used first."""
-        with self._changed:
+        with self._lock:
             return list(self._slots)
 
     def __contains__(self, key: GraphKey) -> bool:
-        with self._changed:
+        with self._lock:
             return _normalized_key(key) in self._slots
 
     def safe_remove(self, key: GraphKey) -> None:
         """Remove one entry; nothing happens when there is none."""
-        with self._changed:
+        with self._lock:
             slot = self._slots.pop(_normalized_key(key), None)
         if slot is not None:
             self._drop([slot], flushing=True)
@@ -175,7 +205,7 @@ class CudaGraphCache(Generic[E]):
 
     def purge(self, n_oldest: int | None = None) -> None:
         """Remove the n least recently used entries, or all; an entry in use goes with that use."""
-        with self._changed:
+        with self._lock:
             count = len(self._slots) if n_oldest is None else max(0, n_oldest)
             dropped = [self._pop_oldest() for _ in range(min(count, len(self._slots)))]
         self._drop(dropped, flushing=True)
@@ -183,34 +213,33 @@ class CudaGraphCache(Generic[E]):
 
     def retire(self) -> None:
         """Purge, and keep nothing that a call now running may still add."""
-        with self._changed:
+        with self._lock:
             self._retired = True
-        self.purge()
+            empty = not self._slots and not self._building
+        if not empty:
+            self.purge()
 
     def stats(self) -> CacheStats:
         """Counters and memory."""
-        with self._changed:
+        with self._lock:
             return CacheStats(
                 self._capacity, self._hits, self._misses, self._captures, self._failures,
                 self._evictions, {key: slot.entry.nbytes for key, slot in self._slots.items()},
             )  # fmt: skip
 
-    @contextmanager
-    def lease(self, key: GraphKey, make: Callable[[], E]) -> Iterator[E]:
-        """Hold the entry of a key, alone: made by make() on a miss, by one thread only.
+    def lease(self, key: GraphKey, make: Callable[[], E]) -> Lease[E]:
+        """Hold the entry of a key, alone, in a with block: made by make() on a miss, once.
 
         Until the block ends nothing releases the entry. What make raises passes through, and the
         next caller tries again.
         """
-        slot = self._acquire(_normalized_key(key), make)
-        try:
-            with slot.lock:
-                yield slot.entry
-        finally:
-            self._release(slot)
+        return Lease(self, key, make)
 
-    def _acquire(self, key: GraphKey, make: Callable[[], E]) -> _Slot[E]:
-        with self._changed:
+    def acquire(self, key: GraphKey, make: Callable[[], E]) -> _Slot[E]:
+        """Take part in an entry (for Lease); release() must follow."""
+        if getattr(key[2], 'index', None) is None:
+            key = _normalized_key(key)
+        with self._lock:
             while key in self._building:
                 self._changed.wait()
             slot = self._slots.get(key)
@@ -227,13 +256,13 @@ class CudaGraphCache(Generic[E]):
         dropped: list[_Slot[E]] = []
         try:
             slot = _Slot(make(), users=1)
-            with self._changed:
+            with self._lock:
                 self._slots[key] = slot
                 self._captures += slot.entry.captured
                 self._failures += not slot.entry.captured
                 dropped = [self._slots.pop(key)] if self._retired else self._overflow()
         finally:
-            with self._changed:
+            with self._lock:
                 self._building.discard(key)
                 self._changed.notify_all()
         self._drop(dropped, flushing=self._retired)
@@ -248,8 +277,9 @@ class CudaGraphCache(Generic[E]):
     def _pop_oldest(self) -> _Slot[E]:
         return self._slots.popitem(last=False)[1]
 
-    def _release(self, slot: _Slot[E]) -> None:
-        with self._changed:
+    def release(self, slot: _Slot[E]) -> None:
+        """End what acquire() began."""
+        with self._lock:
             slot.users -= 1
             closing = slot.doomed and slot.users == 0
         if closing:
@@ -260,7 +290,7 @@ class CudaGraphCache(Generic[E]):
     def _drop(self, slots: list[_Slot[E]], flushing: bool = False) -> None:
         """Close slots that are out of the cache, now or when their last user leaves."""
         for slot in slots:
-            with self._changed:
+            with self._lock:
                 slot.doomed, slot.flushing = True, flushing
                 closing = slot.users == 0
             if closing:

@@ -55,7 +55,9 @@ class OnnxEngine:
         self.device = torch.device('cpu')
         self._session = _open(path, torch.get_num_threads() if threads is None else threads)
         self.inputs = tuple(_spec(path, port) for port in self._session.get_inputs())
-        self.outputs = tuple(_spec(path, port) for port in self._session.get_outputs())
+        ports = self._session.get_outputs()
+        self._rows = {port.name for port in ports if _is_row(port)}
+        self.outputs = tuple(_spec(path, port, port.name in self._rows) for port in ports)
 
     def execution(self, inputs: Mapping[str, torch.Tensor]) -> OnnxExecution:
         """Bind to these CPU tensors by reference; raises ValueError for what does not fit."""
@@ -65,9 +67,10 @@ class OnnxEngine:
     def compute(self, arrays: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """Run over numpy arrays by input name, their shapes and dtypes as the specs say."""
         names = [spec.name for spec in self.outputs]
-        results = self._session.run(names, dict(arrays))
+        results = zip(names, self._session.run(names, dict(arrays)), strict=True)
         return {
-            name: torch.from_numpy(result) for name, result in zip(names, results, strict=True)
+            name: torch.from_numpy(result.reshape(-1) if name in self._rows else result)
+            for name, result in results
         }
 
 
@@ -99,12 +102,19 @@ def _remedy(path: Path) -> str:
     return f'`foundationpose-trt export --weights NAME --out {path.parent}`'
 
 
-def _spec(path: Path, port: Any) -> TensorSpec:
+def _is_row(port: Any) -> bool:
+    """Whether an output is (1, any): the official scorers' scores, here a vector of any size."""
+    return len(port.shape) == 2 and port.shape[0] == 1 and not isinstance(port.shape[1], int)
+
+
+def _spec(path: Path, port: Any, is_row: bool = False) -> TensorSpec:
     """Spec of an input or output as ONNX Runtime describes it."""
     require(
         port.type in DTYPES,
         f'{path}: {port.name} is {port.type}, must be one of {", ".join(DTYPES)}',
     )
+    if is_row:
+        return TensorSpec(port.name, (BATCH,), DTYPES[port.type])
     free = [place for place, size in enumerate(port.shape) if not isinstance(size, int)]
     require(
         free in ([], [0]),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping
+from types import TracebackType
 from typing import Literal
 
 import torch
@@ -15,8 +17,23 @@ from .graph_cache import (
     CudaGraphCache,
     establish_cuda_graph_cache,
     graph_key,
+    key_of,
 )
-from .specs import check_inputs
+from .specs import InputCheck, check_inputs
+
+
+class _Caches:
+    """The entries of one session: with graphs, and costly executions without."""
+
+    def __init__(self) -> None:
+        self.plain: CudaGraphCache[GraphEntry] = CudaGraphCache(DEFAULT_CAPACITY)
+        self.graphs: CudaGraphCache[GraphEntry] | None = None
+
+    def retire(self) -> None:
+        """Give back all entries; the session is not used again."""
+        for cache in (self.plain, self.graphs):
+            if cache is not None:
+                cache.retire()
 
 
 class Session:
@@ -27,6 +44,9 @@ class Session:
     or take clone=True, which two threads on one shape need; write into the buffers of input() on
     the stream of the last run. They are inference tensors. A hit makes no host sync and, where
     the inputs are the buffers of input(), no copy.
+
+    close(), or leaving a with block, or dropping the session waits for the device and gives the
+    memory back; what a caller holds of the outputs stays valid.
     """
 
     def __init__(
@@ -47,9 +67,10 @@ class Session:
         if self._buffers:
             check_inputs(engine.inputs, self._buffers, engine.device)
         self._on_cuda = engine.device.type == 'cuda'
-        # for executions that are costly to make, when graphs are off
-        self._plain: CudaGraphCache[GraphEntry] = CudaGraphCache(DEFAULT_CAPACITY)
-        self._graphs: CudaGraphCache[GraphEntry] | None = None
+        self._check = InputCheck(engine.inputs, engine.device)
+        self._caches = _Caches()
+        self._finalizer = weakref.finalize(self, self._caches.retire)
+        self._finalizer.atexit = False  # the process gives back all it has
         if cuda_graph_cache == 'environment':
             cuda_graph_cache = establish_cuda_graph_cache()
         self.set_cuda_graph_cache(cuda_graph_cache)
@@ -57,7 +78,24 @@ class Session:
     @property
     def cuda_graph_cache(self) -> CudaGraphCache[GraphEntry] | None:
         """The cache in use, None when graphs are off (always, on a CPU)."""
-        return self._graphs
+        return self._caches.graphs
+
+    def close(self) -> None:
+        """Wait for the last launches and give back graphs, executions and buffers."""
+        self._finalizer()
+        self._caches = _Caches()
+        self._finalizer = weakref.finalize(self, self._caches.retire)
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
 
     def set_cuda_graph_cache(self, cache: CudaGraphCache | None) -> None:
         """Switch graphs on, off or to another cache; the old one's entries are purged.
@@ -66,12 +104,11 @@ class Session:
         """
         if cache is not None:
             cache.bind(self.engine)
-        old = self._graphs
-        self._graphs = cache if self._on_cuda and self.engine.graphable else None
-        if old is not None and old is not self._graphs:
+        old = self._caches.graphs
+        self._caches.graphs = cache if self._on_cuda and self.engine.graphable else None
+        if old is not None and old is not self._caches.graphs:
             old.retire()
 
-    @torch.inference_mode()
     def run(
         self,
         inputs: Mapping[str, torch.Tensor],
@@ -83,15 +120,21 @@ class Session:
 
         Raises ValueError naming an input of wrong name, shape, dtype, device or layout.
         """
-        check_inputs(self.engine.inputs, inputs, self.engine.device)
-        cache = None if disable_cuda_graphs else self._graphs
+        shapes = self._check(inputs)
+        cache = None if disable_cuda_graphs else self._caches.graphs
         if cache is None and (self.engine.light or not self._on_cuda):
-            outputs = self.engine.execution(inputs).enqueue()
-            return {k: v.clone() for k, v in outputs.items()} if clone else outputs
-        capture, cache = cache is not None, cache or self._plain
-        ordered = {spec.name: inputs[spec.name] for spec in self.engine.inputs}
-        with cache.lease(graph_key(ordered), lambda: self._entry(ordered, capture)) as entry:
-            return entry.launch(ordered, clone)
+            return self._run_plainly(inputs, clone)
+        capture, cache = cache is not None, cache or self._caches.plain
+        key = key_of(shapes, self.engine.inputs[0].dtype, self.engine.device)
+        with cache.lease(key, lambda: self._entry(inputs, capture)) as entry:
+            return entry.launch(inputs, clone)
+
+    @torch.inference_mode()
+    def _run_plainly(
+        self, inputs: Mapping[str, torch.Tensor], clone: bool
+    ) -> dict[str, torch.Tensor]:
+        outputs = self.engine.execution(inputs).enqueue()
+        return {name: out.clone() for name, out in outputs.items()} if clone else outputs
 
     def input(self, name: str, batch: int) -> torch.Tensor:
         """Return the static buffer of an input at a batch, for a producer to write in place.
@@ -108,10 +151,11 @@ class Session:
             whole = self._buffers[name]
             require(batch <= len(whole), f'batch is {batch}, the buffer {name} holds {len(whole)}')
             return whole[:batch]
-        if self._graphs is None:
+        graphs = self._caches.graphs
+        if graphs is None:
             return spec.empty(batch, self.engine.device)
         wanted = self._empty(batch)
-        with self._graphs.lease(graph_key(wanted), lambda: self._entry(wanted, True)) as entry:
+        with graphs.lease(graph_key(wanted), lambda: self._entry(wanted, True)) as entry:
             return entry.inputs[name]
 
     def bare_replay(self, inputs: Mapping[str, torch.Tensor]) -> Callable[[], None]:
@@ -119,15 +163,17 @@ class Session:
 
         Raises ValueError when there is no such graph yet.
         """
-        inputs = {spec.name: inputs[spec.name] for spec in self.engine.inputs}
-        key = graph_key(inputs)
+        graphs, key = self._caches.graphs, graph_key(self._ordered(inputs))
         require(
-            self._graphs is not None and key in self._graphs,
+            graphs is not None and key in graphs,
             f'{self.engine.name} has no CUDA graph for {key}: run it once with a cache',
         )
-        assert self._graphs is not None
-        with self._graphs.lease(key, lambda: self._entry(inputs, True)) as entry:
+        assert graphs is not None
+        with graphs.lease(key, lambda: self._entry(inputs, True)) as entry:
             return entry.bare_replay()
+
+    def _ordered(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {spec.name: inputs[spec.name] for spec in self.engine.inputs}
 
     def _empty(self, batch: int) -> dict[str, torch.Tensor]:
         return {spec.name: spec.empty(batch, self.engine.device) for spec in self.engine.inputs}
@@ -136,8 +182,11 @@ class Session:
         """Make the entry of these inputs' shape, with buffers of its own or the shared ones."""
         # no inference tensors: a producer outside inference mode could not write into those
         with torch.inference_mode(False):
-            buffers = {name: self._buffer(name, given) for name, given in inputs.items()}
-        return GraphEntry(self.engine, buffers, not self._buffers, capture)
+            buffers = {
+                name: self._buffer(name, given) for name, given in self._ordered(inputs).items()
+            }
+        with torch.inference_mode():
+            return GraphEntry(self.engine, buffers, not self._buffers, capture)
 
     def _buffer(self, name: str, given: torch.Tensor) -> torch.Tensor:
         shared = self._buffers.get(name)

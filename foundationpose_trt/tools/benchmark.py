@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import platform
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,20 +17,23 @@ import torch
 from tqdm import tqdm
 
 from ..datatypes import require
-from ..pose.backends import BackendChoice, NetworkEngines, open_engines
+from ..pose.backends import BackendChoice, NetworkEngines, default_folder, open_engines
 from ..pose.estimator import EstimatorSettings, PoseEstimator
 from ..pose.weights import PoseNetworks, load_networks
 from ..runtime.graph_cache import CudaGraphCache, graph_key
 from ..runtime.session import Session
 from ..runtime.tensorrt_api import installed
+from ..runtime.tensorrt_engine import TensorRtEngine
 from . import report
 from .benchmark_poses import PoseTask, compare, make_tasks, run_tasks
+from .wider_weights import wider_set
 
 HELP = 'measure the back ends of the networks: latency, memory and the error of the pose'
 CAPACITY = 8
 WARM_UP = 5
 TOLERANCE_DEG, TOLERANCE_MM = 0.5, 0.5  # a quarter of the median error of `base`, README
-NETWORKS = ('refiner', 'extractor')
+NETWORKS = ('refiner', 'scorer')
+LARGEST_ON_CPU = 16  # crops; more take minutes there and nobody would wait for them
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,6 @@ def ladder(on_cuda: bool) -> list[Rung]:
     if not on_cuda:
         return [Rung('torch', 'fp32', device='cpu'), Rung('onnxruntime', 'fp32', device='cpu')]
     rungs = [Rung('torch', 'fp32'), Rung('torch', 'fp16'), Rung('torch', 'fp16', graphs=True)]
-    rungs.append(Rung('onnxruntime', 'fp32', device='cpu'))
     for backend in ('tensorrt', 'tensorrt_rtx'):
         if installed(backend):
             rungs += [
@@ -62,7 +65,8 @@ def ladder(on_cuda: bool) -> list[Rung]:
                 Rung(backend, 'fp16'),
                 Rung(backend, 'fp16', True),
             ]
-    return rungs
+    # Last, behind a reference of their own: the renderer's edge pixels differ from the GPU's.
+    return rungs + [Rung('torch', 'fp32', device='cpu'), Rung('onnxruntime', 'fp32', device='cpu')]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,6 +74,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     on_cuda = torch.cuda.is_available()
     parser.add_argument('subject', choices=['runtime'])
     parser.add_argument('--weights', default='base' if on_cuda else 'small', metavar='NAME|DIR')
+    parser.add_argument(
+        '--width',
+        type=float,
+        metavar='W',
+        help="double the weights up to this width, 1 being the published networks', without"
+        ' changing what they compute',
+    )
     parser.add_argument(
         '--batches', type=int, nargs='+', default=[1, 64, 252] if on_cuda else [1, 16]
     )
@@ -80,13 +91,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--views', type=int, default=4 if on_cuda else 2, help='of each object')
     parser.add_argument('--engines', type=Path, metavar='DIR', help='where engines are or go')
     parser.add_argument(
-        '--only', metavar='WORD', help='rungs whose name holds this, and the first'
+        '--only', nargs='+', metavar='WORD', help="rungs whose name holds a word, and torch's fp32"
     )
     parser.add_argument('--json', type=Path, metavar='FILE')
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure every rung; 1 when one moves a pose from the first rung's by more than allowed."""
+    """Measure every rung; 1 when one moves a pose from fp32 torch's by more than allowed."""
     require(
         min(options.batches) >= 1 and options.repeats >= 1,
         f'--batches {options.batches} and --repeats {options.repeats} must be at least 1',
@@ -96,21 +107,28 @@ def run(options: argparse.Namespace) -> int:
         f'--objects {options.objects} and --views {options.views} must be at least 1',
     )
     on_cuda = torch.cuda.is_available()
-    rungs = ladder(on_cuda)
-    rungs = rungs[:1] + [r for r in rungs[1:] if not options.only or options.only in r.name]
+    rungs = [r for r in ladder(on_cuda) if _is_chosen(r, options.only)]
+    if options.width:
+        folder = (options.engines or default_folder()) / 'wider'
+        options.weights = str(wider_set(options.weights, options.width, folder))
     tasks = make_tasks(options.objects, options.views, 'cuda' if on_cuda else 'cpu')
     rows: list[dict[str, Any]] = []
-    poses: list[list[np.ndarray | None]] = []
+    reference: dict[str, list[np.ndarray | None]] = {}
     for rung in tqdm(rungs, desc='rungs'):
         row, found = measure(rung, options, tasks)
-        poses.append(found)
-        row['pose'] = compare(tasks, found, poses[0])
+        row['pose'] = compare(tasks, found, reference.setdefault(rung.device, found))
         rows.append(row)
     content = {'machine': machine(), 'weights': options.weights, 'rungs': rows}
-    _print(content, len(tasks))
+    print_content(content, len(tasks))
     if options.json:
         report.write_json(options.json, content)
     return 1 if any(_too_far(row['pose']) for row in rows) else 0
+
+
+def _is_chosen(rung: Rung, words: list[str] | None) -> bool:
+    """Whether --only names the rung; torch's in float32 are what the others are held against."""
+    is_reference = (rung.backend, rung.precision) == ('torch', 'fp32')
+    return not words or any(w in rung.name for w in words) or (is_reference and not rung.graphs)
 
 
 def _too_far(pose: dict[str, float]) -> bool:
@@ -135,25 +153,62 @@ def measure(
     """Return one row of figures and the poses of the tasks."""
     # fp32 means fp32: torch would let convolutions round to TF32, TensorRT is built without it
     torch.backends.cudnn.allow_tf32 = rung.precision != 'fp32'
+    on_cuda = rung.device == 'cuda'
+    before = _device_memory() if on_cuda else 0
     networks = load_networks(options.weights, rung.device, rung.precision)
     start_s = time.monotonic()
-    choice = BackendChoice(rung.backend, options.engines, build=True)
-    engines = open_engines(networks, choice)
-    opened_s = time.monotonic() - start_s
-    row: dict[str, Any] = {'name': rung.name, 'open_or_build_s': opened_s, 'networks': {}}
+    engines = open_engines(networks, BackendChoice(rung.backend, options.engines, build=True))
+    row: dict[str, Any] = {'name': rung.name, 'opened_s': time.monotonic() - start_s}
+    batches = [b for b in options.batches if on_cuda or b <= LARGEST_ON_CPU]
     # a stream of its own: on the default one TensorRT without a graph waits at each call
-    on_cuda = rung.device == 'cuda'
-    with torch.cuda.stream(torch.cuda.Stream()) if on_cuda else nullcontext():
-        for name, engine in zip(NETWORKS, (engines.refiner, engines.features), strict=True):
-            session = Session(engine, CudaGraphCache(CAPACITY) if rung.graphs else None)
-            row['networks'][name] = {
-                batch: timings(session, batch, options.repeats) for batch in options.batches
-            }
-    if on_cuda:
-        free, total = torch.cuda.mem_get_info()
-        row['device_memory_mb'] = (total - free) / 1e6
+    own_stream = torch.cuda.stream(torch.cuda.Stream()) if on_cuda else nullcontext()
+    with own_stream, _sessions(engines, rung.graphs) as sessions:
+        row['networks'] = {
+            name: {b: timings(call, session, b, options.repeats) for b in batches}
+            for name, (call, session) in _calls(networks, sessions).items()
+        }
+        if on_cuda:
+            row['device_memory_mb'] = (_device_memory() - before) / 1e6
+    both = [one for one in (engines.refiner, engines.features) if isinstance(one, TensorRtEngine)]
+    row['build_s'] = sum(one.manifest.build_seconds for one in both) if both else None
+    row['workspace_mb'] = sum(one.workspace_bytes for one in both) / 1e6 if both else None
     settings = EstimatorSettings(cuda_graph_cache_capacity=CAPACITY if rung.graphs else 0)
     return row, run_tasks(tasks, _maker(networks, settings, engines))
+
+
+def _device_memory() -> int:
+    """Bytes of the GPU in use, by whomever, after what is no longer needed has gone."""
+    gc.collect()
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info()
+    return total - free
+
+
+@contextmanager
+def _sessions(engines: NetworkEngines, graphs: bool) -> Iterator[tuple[Session, Session]]:
+    with (
+        Session(engines.refiner, CudaGraphCache(CAPACITY) if graphs else None) as refiner,
+        Session(engines.features, CudaGraphCache(CAPACITY) if graphs else None) as extractor,
+    ):
+        yield refiner, extractor
+
+
+Call = Callable[[dict[str, torch.Tensor]], object]
+
+
+def _calls(
+    networks: PoseNetworks, sessions: tuple[Session, Session]
+) -> dict[str, tuple[Call, Session]]:
+    """What the estimator runs: the refiner; the features of all hypotheses and their ranking."""
+    refiner, extractor = sessions
+
+    def score(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        features = extractor.run(inputs)['features'][None].to(networks.dtype)
+        with torch.inference_mode():
+            return networks.scorer.rank(features)
+
+    return {'refiner': (refiner.run, refiner), 'scorer': (score, extractor)}
 
 
 def _maker(
@@ -162,11 +217,11 @@ def _maker(
     return lambda mesh: PoseEstimator(mesh, networks, settings, engines)
 
 
-def timings(session: Session, batch: int, repeats: int) -> dict[str, float]:
-    """Milliseconds of one run at a batch, from random crops to finished outputs.
+def timings(call: Call, session: Session, batch: int, repeats: int) -> dict[str, float]:
+    """Milliseconds of one call at a batch, from random crops in place to finished outputs.
 
-    On CUDA by events; host_us: what a run takes of the host, without waiting; hit_us: of that,
-    what it takes beyond a bare replay of the graph.
+    session: the one that the call runs. On CUDA by events; host_us: what a call takes of the
+    host, without waiting; hit_us: what a run takes of it beyond a bare replay of the graph.
     """
     g = torch.Generator().manual_seed(batch)
     inputs = {spec.name: session.input(spec.name, batch) for spec in session.engine.inputs}
@@ -174,14 +229,15 @@ def timings(session: Session, batch: int, repeats: int) -> dict[str, float]:
         values = torch.rand(inputs[spec.name].shape, generator=g) - 0.5
         inputs[spec.name].copy_(values.to(spec.dtype))
     for _ in range(WARM_UP):
-        session.run(inputs)
+        call(inputs)
     if session.engine.device.type != 'cuda':
-        return _percentiles([_host_ms(lambda: session.run(inputs)) for _ in range(repeats)])
-    result = _percentiles([_device_ms(lambda: session.run(inputs)) for _ in range(repeats)])
-    result['host_us'] = _host_us(lambda: session.run(inputs), repeats)
+        return _percentiles([_host_ms(lambda: call(inputs)) for _ in range(repeats)])
+    result = _percentiles([_device_ms(lambda: call(inputs)) for _ in range(repeats)])
+    result['host_us'] = _host_us(lambda: call(inputs), repeats)
     cache = session.cuda_graph_cache
     if cache is not None and cache.stats().captures:
-        result['hit_us'] = result['host_us'] - _host_us(session.bare_replay(inputs), repeats)
+        hit_us = _host_us(lambda: session.run(inputs), repeats)
+        result['hit_us'] = hit_us - _host_us(session.bare_replay(inputs), repeats)
         result['entry_mb'] = cache.stats().entry_bytes[graph_key(inputs)] / 1e6
     return result
 
@@ -216,49 +272,33 @@ def _host_us(call: Callable[[], object], repeats: int) -> float:
     return float(np.median(samples))
 
 
-def _print(content: dict[str, Any], tasks: int) -> None:
+def print_content(content: dict[str, Any], tasks: int) -> None:
+    """Print the figures of all rungs as tables."""
     rows = content['rungs']
     batches = list(rows[0]['networks'][NETWORKS[0]])
     where = content['machine']['gpu'] or f'{content["machine"]["cpu_threads"]} CPU threads'
     for network in NETWORKS:
         columns = [f'{word}, batch {batch}' for batch in batches for word in ('p50', 'p99')]
-        table = [
-            [
-                row['name'],
-                *(
-                    row['networks'][network][batch][key]
-                    for batch in batches
-                    for key in ('p50_ms', 'p99_ms')
-                ),
-            ]
-            for row in rows
-        ]
         title = f'{network} of {content["weights"]} on {where}, ms'
-        report.print_table(title, ['', *columns], table)
-    columns = [
-        'rotation, deg',
-        'translation, mm',
-        'ADD-S, mm',
-        'off the first, deg',
-        'mm',
-        'opened, s',
-    ]
-    table = [[row['name'], *row['pose'].values(), row['open_or_build_s']] for row in rows]
+        keys = ('p50_ms', 'p99_ms')
+        report.print_table(title, ['', *columns], [_line(r, network, batches, keys) for r in rows])
+    columns = ['rotation, deg', 'translation, mm', 'ADD-S, mm', 'off fp32, deg', 'mm']
+    table = [[row['name'], *row['pose'].values()] for row in rows]
     report.print_table(f'pose error of {tasks} tracked views (medians)', ['', *columns], table)
-    graphed = [row for row in rows if 'hit_us' in row['networks']['refiner'][batches[0]]]
-    figures = [
-        [
-            row['name'],
-            *(
-                row['networks']['refiner'][b].get(k)
-                for b in batches
-                for k in ('hit_us', 'entry_mb')
-            ),
-        ]
-        for row in graphed
-    ]
+    columns = ['opened, s', 'of that built, s', 'GPU memory, MB', 'workspaces, MB']
+    once = ('opened_s', 'build_s', 'device_memory_mb', 'workspace_mb')
+    table = [[row['name'], *(row.get(key) for key in once)] for row in rows]
+    report.print_table('both networks', ['', *columns], table)
+    graphed = [r for r in rows if 'hit_us' in r['networks']['refiner'].get(batches[0], {})]
     if graphed:
         columns = [f'{word}, batch {b}' for b in batches for word in ('hit, us', 'MB')]
-        report.print_table(
-            'a hit beyond a bare replay, and its memory (refiner)', ['', *columns], figures
-        )
+        table = [_line(row, 'refiner', batches, ('hit_us', 'entry_mb')) for row in graphed]
+        title = 'a hit beyond a bare replay, and its memory (refiner)'
+        report.print_table(title, ['', *columns], table)
+
+
+def _line(
+    row: dict[str, Any], network: str, batches: list[int], keys: tuple[str, ...]
+) -> list[Any]:
+    figures = row['networks'][network]
+    return [row['name'], *(figures.get(batch, {}).get(key) for batch in batches for key in keys)]

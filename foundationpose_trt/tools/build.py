@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,9 +14,11 @@ from typing import Any
 from tqdm import tqdm
 
 from ..datatypes import require
-from ..pose.backends import KINDS, BackendChoice, exported, plan_path
+from ..pose.backends import KINDS, BackendChoice, exported, open_engines, plan_path
+from ..pose.self_check import LARGEST_DEVIATION
 from ..pose.weights import PRECISIONS as WEIGHT_PRECISIONS
 from ..pose.weights import load_networks
+from ..runtime.agreement import random_deviations
 from ..runtime.build import (
     BACKENDS,
     DEFAULT_BATCHES,
@@ -25,12 +28,24 @@ from ..runtime.build import (
     build_engine,
     choose_backend,
     ensure_engine,
+    platform_of,
 )
-from ..runtime.engine_manifest import EngineManifest, beside
+from ..runtime.engine_manifest import (
+    EngineManifest,
+    beside,
+    read_manifest,
+    record_tolerance,
+    runs_on,
+)
+from ..runtime.onnx_engine import OnnxEngine
+from ..runtime.tensorrt_api import load_api
+from ..runtime.tensorrt_engine import TensorRtEngine
 from .report import print_table
 
+logger = logging.getLogger(__name__)
 HELP = 'build TensorRT engines from ONNX files or a weight set'
-COLUMNS = ('engine', 'MB', 'precision', 'batches', 'build, s')
+COLUMNS = ('engine', 'MB', 'precision', 'batches', 'build, s', 'off, %')
+CHECKED_BATCH = 2  # ONNX Runtime computes the same on the CPU
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,15 +95,53 @@ def run(options: argparse.Namespace) -> int:
     else:
         pairs = _export(options.weights, options.out, settings)
     build = ensure_engine if options.if_needed else build_engine
-    built = {}
     for onnx, plan in pairs:
         with _bar(onnx.stem) as progress:
-            built[plan] = build(onnx, plan, settings, progress)
+            build(onnx, plan, settings, progress)
+    plans = [plan for _, plan in pairs]
+    if all(_runs_here(plan) for plan in plans):
+        _check(options, pairs)
+    built = {plan: read_manifest(plan) for plan in plans}
     print_table(_title(built), COLUMNS, [_row(*item) for item in built.items()])
     if options.json:
         content = {str(plan): json.loads(beside(plan, 'json').read_text()) for plan in built}
         options.json.write_text(json.dumps(content, indent=2) + '\n')
     return 0
+
+
+def _runs_here(plan: Path) -> bool:
+    manifest = read_manifest(plan)
+    platform = platform_of(load_api(manifest.backend))
+    return platform.gpu is not None and runs_on(manifest, platform)
+
+
+def _check(options: argparse.Namespace, pairs: list[tuple[Path, Path]]) -> None:
+    """Measure how far the engines are from the networks, into their manifests.
+
+    Of a weight set torch runs them in float32; of ONNX files ONNX Runtime does, where there is
+    one. Raises ValueError where the difference is more than rounding.
+    """
+    if options.weights is not None:
+        precision = read_manifest(pairs[0][1]).precision
+        networks = load_networks(options.weights, 'cuda', precision.replace('tf32', 'fp32'))
+        open_engines(networks, BackendChoice(read_manifest(pairs[0][1]).backend, options.out))
+        return
+    for onnx, plan in pairs:
+        try:
+            reference = OnnxEngine(onnx)
+        except ValueError as error:
+            logger.warning('%s is not compared with its ONNX file: %s', plan, error)
+            continue
+        sizes = read_manifest(plan)
+        batch = min(CHECKED_BATCH, sizes.batches[-1]) if sizes.any_batch else sizes.batches[0]
+        found = random_deviations(TensorRtEngine(plan, onnx=onnx), reference, batch)
+        record_tolerance(plan, {'random_inputs_relative': found})
+        worst = max(found.values())
+        require(
+            worst <= LARGEST_DEVIATION,
+            f'{plan}: an output is off by {worst:.3g} times its size from what ONNX Runtime makes'
+            f' of {onnx} (all: {found}): the engine computes something else',
+        )
 
 
 def _settings(options: argparse.Namespace) -> BuildOptions:
@@ -150,4 +203,11 @@ def _row(plan: Path, built: EngineManifest) -> list[Any]:
         built.precision,
         ' '.join(map(str, built.batches)),
         built.build_seconds,
+        _worst_percent(built),
     ]
+
+
+def _worst_percent(built: EngineManifest) -> float | None:
+    """Largest deviation of any output over its size, on whatever was measured."""
+    values = [value for found in built.tolerance.values() for value in found.values()]
+    return 100 * max(values) if values else None

@@ -1,0 +1,45 @@
+"""A weight set doubled in width without changing what it computes, to measure larger networks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from ..datatypes import require
+from ..pose.networks import RefineNet, ScoreNet
+from ..pose.weights import MANIFEST, manifest_entries, resolve_folder, save_network, write_manifest
+from ..training.widen import widened
+
+NETWORKS = {'refiner': RefineNet, 'scorer': ScoreNet}
+
+
+def wider_set(weights: str, width: float, folder: Path) -> Path:
+    """Write the set at a width that is its own times a power of two; returns its folder.
+
+    weights: a set with a manifest, as load_networks takes it. Raises ValueError for another width
+    or an official set, which has width 1 already.
+    """
+    source = resolve_folder(weights)
+    require(
+        (source / MANIFEST).exists(), f'{source} holds no {MANIFEST}: its width cannot be changed'
+    )
+    out = folder / f'{source.name}_width{width:g}'
+    out.mkdir(parents=True, exist_ok=True)
+    for (kind, make), entry in zip(NETWORKS.items(), manifest_entries(source), strict=True):
+        own = float(entry['width'])
+        require(
+            width in [own * 2**times for times in range(6)],
+            f'--width is {width:g}, must be the width of {source.name}, {own:g}, or a doubling of'
+            ' it',
+        )
+        network = make(own).eval()
+        network.load_state_dict(load_file(source / entry['file']), strict=False)
+        while own < width:
+            own *= 2
+            wider = make(own).eval()
+            wider.load_state_dict(widened(network.state_dict(), wider.state_dict()))
+            network = wider
+        save_network(network, out / f'{kind}.safetensors')
+        write_manifest(out, kind, {'width': width, 'widened_from': str(source)})
+    return out
