@@ -98,23 +98,18 @@ class Tensor:
 
 
 class Layer:
-    """A layer; precision and output types are what the code under test sets."""
+    """A layer and what flows through it."""
 
     def __init__(self, kind: str, inputs: list[Tensor], outputs: list[Tensor]) -> None:
         self.type = types.SimpleNamespace(name=kind)
         self._inputs, self._outputs = inputs, outputs
         self.num_inputs, self.num_outputs = len(inputs), len(outputs)
-        self.precision: DataType | None = None
-        self.output_types: dict[int, DataType] = {}
 
     def get_input(self, index: int) -> Tensor:
         return self._inputs[index]
 
     def get_output(self, index: int) -> Tensor:
         return self._outputs[index]
-
-    def set_output_type(self, index: int, dtype: DataType) -> None:
-        self.output_types[index] = dtype
 
 
 def mixed_layers() -> dict[str, Layer]:

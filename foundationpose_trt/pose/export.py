@@ -5,9 +5,10 @@ exports as shape arithmetic that hides the attention from TensorRT's fusion, and
 typed network needs its casts in the graph. The arithmetic is that of networks.py; the mean over
 the tokens is taken before the linear layer it commutes with, which saves 399 of 400 products.
 
-fp16: inputs, weights and activations are half, convolutions and matrix products run in half.
-float32 stay: LayerNorm with the residual sum before it, softmax, the mean over the tokens and
-all after it: the refiner's last layer, the whole ranking of the scorer, and the outputs.
+fp16: inputs, weights and activations are half; what computes them sums up in float32, as the
+kernels of softmax and LayerNorm do. float32 are the mean over the tokens and all after it: the
+refiner's last layer, the whole ranking of the scorer, and the outputs. (With float32 around
+softmax and LayerNorm too, the results are as near, and TensorRT cannot fuse the attention.)
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ class _Trunk(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Self-attention of x (B, L, d) up to, without, the output projection; softmax in float32.
+    """Self-attention of x (B, L, d) up to, without, the output projection.
 
     shape: (B, L), one of them -1 where it is free.
     """
@@ -104,8 +105,7 @@ class _Attention(nn.Module):
         query = self._split(self.query(x)).permute(0, 2, 1, 3)
         key = self._split(self.key(x)).permute(0, 2, 3, 1)
         value = self._split(self.value(x)).permute(0, 2, 1, 3)
-        weights = torch.softmax(_cast(query @ key, torch.float32), -1)
-        mixed = _cast(weights, x.dtype) @ value
+        mixed = torch.softmax(query @ key, -1) @ value
         return mixed.permute(0, 2, 1, 3).reshape(*self.shape, self.channels)
 
 
@@ -120,18 +120,15 @@ class _Head(nn.Module):
         self.norm1, self.norm2, self.last = layer.norm1, layer.norm2, last
 
     def typed(self, dtype: torch.dtype) -> _Head:
-        """Set the types: dtype, but norms and last layer float32."""
+        """Set the types: dtype, but the last layer float32."""
         self.to(dtype)
-        for layer in (self.norm1, self.norm2, self.last):
-            layer.to(torch.float32)
+        self.last.to(torch.float32)
         return self
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        single = torch.float32
-        y = self.out(self.attention(x))
-        y = _cast(self.norm1(_cast(x, single) + _cast(y, single)), x.dtype)
-        z = self.linear2(torch.relu(self.linear1(y)))
-        return self.last(self.norm2(_cast(y, single) + _cast(z, single)).mean(1))
+        y = self.norm1(x + self.out(self.attention(x)))
+        z = self.norm2(y + self.linear2(torch.relu(self.linear1(y))))
+        return self.last(_cast(z, torch.float32).mean(1))
 
 
 class TypedRefiner(nn.Module):
@@ -310,7 +307,7 @@ def export_request(
     """Say what an export of these weights is made from and how: the manifest's first part."""
     source = source_file(weights, kind)
     return {
-        'format': 1,
+        'format': 2,
         'kind': kind,
         'precision': precision,
         'batch': DYNAMIC if batch is None else batch,

@@ -276,10 +276,7 @@ class _Build:
         )
         self.api.set_tf32(config, wanted == 'tf32')
         if found == 'fp16':
-            held = self.api.keep_types(config, network)
-            self.log.write(
-                f'INFO [foundationpose_trt] layers held to the types of the file: {held}\n'
-            )
+            self.api.allow_half(config)
         return 'tf32' if wanted == 'tf32' else found
 
     def _serialize(

@@ -41,9 +41,6 @@ TORCH_TYPES = {
     'INT64': torch.int64,
     'BOOL': torch.bool,
 }
-FLOATING = ('FLOAT', 'HALF', 'BF16')
-# Layers whose output type stands in the network itself, not in what they are fed.
-TYPE_GIVERS = ('CONSTANT', 'CAST', 'IDENTITY')
 
 logger = logging.getLogger(__name__)
 
@@ -119,16 +116,16 @@ class TensorRtApi:
         """Allow or forbid TF32, which TensorRT allows by default, in fp32 layers."""
         (config.set_flag if enabled else config.clear_flag)(self.module.BuilderFlag.TF32)
 
-    def keep_types(self, config: Any, network: Any) -> int:
-        """Hold a weakly typed network to the types of its ONNX file; returns the layers held.
+    def allow_half(self, config: Any) -> None:
+        """Let a weakly typed network (8.6) compute in half; elsewhere its file has decided.
 
-        Does nothing where typing is strong.
+        8.6 then chooses each layer's type by speed. Held to the types of the file it finds no
+        kernel for its attention and layer norms (tried on an H100), and with these two in
+        float32 the result is not nearer and takes twice the time; how near it is, the engine's
+        manifest tells.
         """
-        if not self.weakly_typed:
-            return 0
-        config.set_flag(self.module.BuilderFlag.FP16)
-        config.set_flag(self.module.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
-        return _constrain(network)
+        if self.weakly_typed:
+            config.set_flag(self.module.BuilderFlag.FP16)
 
     def share_profiles(self, config: Any) -> None:
         """Let several contexts use one optimization profile; 8.6 forbids it unless asked."""
@@ -281,34 +278,6 @@ def _parse_error(error: Any) -> str:
     operator = error.node_operator() if hasattr(error, 'node_operator') else ''
     where = f'node {error.node()}' if error.node() >= 0 else ''
     return ' '.join(filter(None, (where, name, operator and f'({operator})', error.desc())))
-
-
-def _floating(tensor: Any) -> bool:
-    return tensor is not None and tensor.dtype.name in FLOATING
-
-
-def _constrain(network: Any) -> int:
-    """Carry types from inputs, constants and casts through the layers; pin each layer to them."""
-    types = {}
-    for i in range(network.num_inputs):
-        types[network.get_input(i).name] = network.get_input(i).dtype
-    held = 0
-    for layer in (network.get_layer(i) for i in range(network.num_layers)):
-        outputs = [layer.get_output(i) for i in range(layer.num_outputs)]
-        if layer.type.name in TYPE_GIVERS:
-            types.update((tensor.name, tensor.dtype) for tensor in outputs)
-            continue
-        inputs = [layer.get_input(i) for i in range(layer.num_inputs)]
-        given = next((types[t.name] for t in inputs if _floating(t) and t.name in types), None)
-        pinned = [i for i, tensor in enumerate(outputs) if _floating(tensor)]
-        if given is None or not pinned:
-            continue
-        layer.precision = given
-        for i in pinned:
-            layer.set_output_type(i, given)
-            types[outputs[i].name] = given
-        held += 1
-    return held
 
 
 def load_api(backend: str) -> TensorRtApi:

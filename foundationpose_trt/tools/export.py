@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--precision',
         choices=list(PRECISIONS),
         default='fp32',
-        help='fp16: strongly typed, norms, softmax and what ranks stay float32 (default fp32)',
+        help='fp16: strongly typed, the means and what follows them stay float32 (default fp32)',
     )
     parser.add_argument(
         '--batch', default='dynamic', help='crop pairs per call, or "dynamic": any (the default)'
