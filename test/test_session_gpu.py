@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from foundationpose_trt.runtime.build import BuildOptions, build_engine
+from foundationpose_trt.runtime.cuda_graph import is_lasting
 from foundationpose_trt.runtime.graph_cache import CudaGraphCache
 from foundationpose_trt.runtime.session import Session
 from foundationpose_trt.runtime.specs import BATCH, TensorSpec
@@ -193,6 +194,26 @@ def test_streams_wait_for_one_another(graphed):
             got = session.run({'a': late}, clone=True)['y']
         torch.cuda.current_stream().wait_stream(stream)
         torch.testing.assert_close(got, expected)
+
+
+def test_streams_of_others_are_waited_for_too(graphed):
+    own, other = torch.cuda.Stream(), torch.cuda.Stream()
+    foreign = torch.cuda.ExternalStream(torch.cuda.Stream().cuda_stream)
+    assert [is_lasting(s) for s in (own, torch.cuda.default_stream(), foreign)] == [
+        True, True, False,
+    ]  # fmt: skip
+    session, net = graphed()
+    session.run({'a': noise(8, 0)})
+    results = []
+    torch.cuda.synchronize()
+    for step, stream in enumerate((own, foreign, foreign, other, foreign, own) * 5):
+        with torch.cuda.stream(stream):
+            x = noise(8, step)
+            torch.cuda._sleep(200_000)
+            results.append((session.run({'a': x}, clone=True)['y'], step))
+    torch.cuda.synchronize()
+    for got, step in results:
+        torch.testing.assert_close(got, net(noise(8, step)))
 
 
 def test_what_cannot_be_captured_runs_without_a_graph_and_says_so_once(caplog):

@@ -1,15 +1,4 @@
-"""Refiner and scorer as ONNX files for TensorRT 8.6 and later and for ONNX Runtime.
-
-The networks are written down once more with every type spelled out, because nn.MultiheadAttention
-exports as shape arithmetic that hides the attention from TensorRT's fusion, and because a strongly
-typed network needs its casts in the graph. The arithmetic is that of networks.py; the mean over
-the tokens is taken before the linear layer it commutes with, which saves 399 of 400 products.
-
-fp16: inputs, weights and activations are half; what computes them sums up in float32, as the
-kernels of softmax and LayerNorm do. float32 are the mean over the tokens and all after it: the
-refiner's last layer, the whole ranking of the scorer, and the outputs. (With float32 around
-softmax and LayerNorm too, the results are as near, and TensorRT cannot fuse the attention.)
-"""
+"""Refiner and scorer as ONNX files for TensorRT 8.6 and later and for ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -28,7 +17,8 @@ from .. import __version__
 from ..datatypes import require
 from ..runtime.engine_manifest import sha256_of, write_atomically
 from .crops import CROP_PX, OBSERVED, RENDERED
-from .networks import HEADS, TOKENS, RefineNet, ScoreNet, fold_batch_norm
+from .networks import fold_batch_norm
+from .typed_networks import TypedExtractor, TypedRefiner, TypedScorer
 from .weights import (
     MANIFEST,
     OFFICIAL_LAYOUTS,
@@ -55,133 +45,6 @@ DYNAMIC = 'dynamic'  # in a request: any batch
 TRACED_BATCH = 2
 
 
-def _cast(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Convert unless it is so already: the tracer would write a Cast that does nothing."""
-    return x if x.dtype == dtype else x.to(dtype)
-
-
-def _linear(weight: torch.Tensor, bias: torch.Tensor) -> nn.Linear:
-    layer = nn.Linear(weight.shape[1], weight.shape[0])
-    layer.weight, layer.bias = nn.Parameter(weight), nn.Parameter(bias)
-    return layer
-
-
-class _Trunk(nn.Module):
-    """Both crops (N, 6, 160, 160) to tokens (N, 400, d), in the type of its weights."""
-
-    code: torch.Tensor
-
-    def __init__(self, encode_one: nn.Module, encode_both: nn.Module, code: torch.Tensor) -> None:
-        super().__init__()
-        self.encode_one, self.encode_both = encode_one, encode_both
-        self.channels = code.shape[-1]
-        self.register_buffer('code', code)
-
-    def forward(self, rendered: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
-        count = rendered.shape[0]
-        both = self.encode_one(torch.cat([rendered, observed]))
-        joined = self.encode_both(torch.cat([both[:count], both[count:]], 1))
-        return joined.reshape(-1, self.channels, TOKENS).transpose(1, 2) + self.code
-
-
-class _Attention(nn.Module):
-    """Self-attention of x (B, L, d) up to, without, the output projection.
-
-    shape: (B, L), one of them -1 where it is free.
-    """
-
-    def __init__(self, source: nn.MultiheadAttention, shape: tuple[int, int]) -> None:
-        super().__init__()
-        weights, biases = source.in_proj_weight.chunk(3), source.in_proj_bias.chunk(3)
-        self.channels, self.shape = source.embed_dim, shape
-        scale = (source.embed_dim // HEADS) ** -0.5
-        self.query = _linear(weights[0] * scale, biases[0] * scale)
-        self.key, self.value = _linear(weights[1], biases[1]), _linear(weights[2], biases[2])
-
-    def _split(self, x: torch.Tensor) -> torch.Tensor:
-        return x.reshape(*self.shape, HEADS, self.channels // HEADS)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        query = self._split(self.query(x)).permute(0, 2, 1, 3)
-        key = self._split(self.key(x)).permute(0, 2, 3, 1)
-        value = self._split(self.value(x)).permute(0, 2, 1, 3)
-        mixed = torch.softmax(query @ key, -1) @ value
-        return mixed.permute(0, 2, 1, 3).reshape(*self.shape, self.channels)
-
-
-class _Head(nn.Module):
-    """Encoder layer (post-norm, ReLU), mean over the tokens, linear: (N, 400, d) -> (N, 3)."""
-
-    def __init__(self, layer: nn.TransformerEncoderLayer, last: nn.Linear) -> None:
-        super().__init__()
-        self.attention = _Attention(layer.self_attn, (-1, TOKENS))
-        self.out = layer.self_attn.out_proj
-        self.linear1, self.linear2 = layer.linear1, layer.linear2
-        self.norm1, self.norm2, self.last = layer.norm1, layer.norm2, last
-
-    def typed(self, dtype: torch.dtype) -> _Head:
-        """Set the types: dtype, but the last layer float32."""
-        self.to(dtype)
-        self.last.to(torch.float32)
-        return self
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.norm1(x + self.out(self.attention(x)))
-        z = self.norm2(y + self.linear2(torch.relu(self.linear1(y))))
-        return self.last(_cast(z, torch.float32).mean(1))
-
-
-class TypedRefiner(nn.Module):
-    """RefineNet with its types spelled out: two crops (N, 6, 160, 160) of dtype -> trans, rot.
-
-    Both outputs (N, 3) float32, with the meaning RefineNet gives them.
-    """
-
-    def __init__(self, network: RefineNet, dtype: torch.dtype) -> None:
-        super().__init__()
-        trunk = _Trunk(network.encodeA, network.encodeAB, network.pos_embed.pe)
-        self.trunk = trunk.to(dtype)
-        self.trans, self.rot = (
-            _Head(head[0], head[1]).typed(dtype)  # type: ignore[arg-type]
-            for head in (network.trans_head, network.rot_head)
-        )
-
-    def forward(
-        self, rendered: torch.Tensor, observed: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        tokens = self.trunk(rendered, observed)
-        return self.trans(tokens), self.rot(tokens)
-
-
-class TypedExtractor(nn.Module):
-    """ScoreNet.extract with its types spelled out: two crops of dtype -> (N, d) float32."""
-
-    def __init__(self, network: ScoreNet, dtype: torch.dtype) -> None:
-        super().__init__()
-        trunk = _Trunk(network.encoderA, network.encoderAB, network.pos_embed.pe)
-        self.trunk = trunk.to(dtype)
-        self.attention = _Attention(network.att, (-1, TOKENS)).to(dtype)
-        self.out = network.att.out_proj
-
-    def forward(self, rendered: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
-        mixed = self.attention(self.trunk(rendered, observed))
-        return self.out(_cast(mixed, torch.float32).mean(1))
-
-
-class TypedScorer(nn.Module):
-    """ScoreNet with its types spelled out: two crops (N, 6, 160, 160) of dtype -> (N,) float32."""
-
-    def __init__(self, network: ScoreNet, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.extract = TypedExtractor(network, dtype)
-        self.across = _Attention(network.att_cross, (1, -1))
-        self.out, self.last = network.att_cross.out_proj, network.linear
-
-    def forward(self, rendered: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
-        features = self.extract(rendered, observed)[None]
-        return self.last(self.out(self.across(features))).reshape(-1)
-
-
 def typed_network(networks: PoseNetworks, kind: str, precision: str) -> nn.Module:
     """Copy one network (a key of OUTPUTS) into its typed form, on the CPU.
 
@@ -205,7 +68,7 @@ def onnx_model(
 ) -> onnx.ModelProto:
     """Export one network (a key of OUTPUTS) of any device and dtype; nothing is written.
 
-    precision: 'fp32' or 'fp16' (the module's head says what stays float32). batch: fixed number
+    precision: 'fp32' or 'fp16' (typed_networks.py says what stays float32). batch: fixed number
     of crop pairs, or None for any. Inputs inputA (rendered) and inputB (observed), (batch, 6,
     160, 160) of the precision; outputs float32: trans and rot, (batch, 3), or score_logit,
     (batch,), or features, (batch, d). Every tensor in the file carries its type, checked.

@@ -16,6 +16,23 @@ from .engine import Engine
 logger = logging.getLogger(__name__)
 
 
+def _handle_of_current_stream(device: torch.device) -> int:
+    """The cudaStream_t of torch's current stream; a fifth of the time of current_stream()."""
+    quick = getattr(torch._C, '_cuda_getCurrentRawStream', None)  # what Triton launches by
+    if quick is None:
+        return torch.cuda.current_stream(device).cuda_stream
+    return int(quick(device.index))
+
+
+def is_lasting(stream: torch.cuda.Stream) -> bool:
+    """Whether a stream is torch's own, hence never destroyed.
+
+    Torch numbers its default stream 0 and those of its pool with odd numbers; a stream of
+    somebody else has the even number that is its address (c10/cuda/CUDAStream.cpp).
+    """
+    return stream.stream_id == 0 or stream.stream_id % 2 == 1
+
+
 class LaunchOrder:
     """Keeps all launches of one engine apart, on the host and on the device.
 
@@ -34,22 +51,40 @@ class LaunchOrder:
         self._graphs = 0
         self._event = torch.cuda.Event()
         self._stream: torch.cuda.Stream | None = None
+        self._handle = -1  # of that stream
 
-    def before(self, stream: torch.cuda.Stream) -> None:
-        """Let the stream wait for the last launch, if that was on another stream."""
-        if self._stream is not None and self._stream != stream:
+    def before(self) -> None:
+        """Let the current stream wait for the last launch, if that was on another one.
+
+        A launch on the same stream, the usual case, costs no call of CUDA.
+        """
+        if _handle_of_current_stream(self.device) == self._handle:
+            return
+        stream = torch.cuda.current_stream(self.device)
+        if self._stream is not None:
+            self._mark()
             stream.wait_event(self._event)
-
-    def after(self, stream: torch.cuda.Stream) -> None:
-        """Remember the launch just made on the stream."""
-        self._event.record(stream)
         self._stream = stream
+        # another stream may come to lie where a foreign one was
+        self._handle = stream.cuda_stream if is_lasting(stream) else -1
+
+    def after(self) -> None:
+        """Note a launch made since before()."""
+        if self._handle == -1 and self._stream is not None:
+            self._event.record(self._stream)  # later it may be gone
 
     def wait(self) -> None:
         """Return when the last launch has finished on the device."""
         with self.lock:
             if self._stream is not None:
+                self._mark()
                 self._event.synchronize()
+
+    def _mark(self) -> None:
+        """Put the event behind the last launch, or behind what its stream got after it."""
+        if self._handle != -1 and self._stream is not None:
+            with CAPTURING:  # torch's pool may have given that stream to a capture as well
+                self._event.record(self._stream)
 
     def capture(self, enqueue: Callable[[], object]) -> torch.cuda.CUDAGraph:
         """Capture what enqueue launches; the caller holds the lock. Raises as capture.captured.
@@ -136,9 +171,9 @@ class GraphEntry:
         their place between two launches.
         """
         side, caller = self._order.side, torch.cuda.current_stream(self._order.device)
-        self._order.before(side)
         side.wait_stream(caller)
         with torch.cuda.stream(side), torch.inference_mode():
+            self._order.before()
             first = self._execution.enqueue()
             side.synchronize()
             owned = self._execution.nbytes > 0  # as TensorRT's are, at fixed addresses
@@ -163,9 +198,8 @@ class GraphEntry:
         inputs that are not the buffers themselves are copied into them. No host sync.
         """
         order = self._order
-        stream = torch.cuda.current_stream(order.device)
         with order.lock:
-            order.before(stream)
+            order.before()
             for name, buffer in self.inputs.items():
                 given = inputs[name]
                 if given is not buffer and given.data_ptr() != buffer.data_ptr():
@@ -175,15 +209,16 @@ class GraphEntry:
                 self._graph.replay()
                 outputs = self._outputs
             else:
-                outputs = self._enqueue(stream)
+                outputs = self._enqueue()
             if clone:
                 with torch.inference_mode():
                     outputs = {name: tensor.clone() for name, tensor in outputs.items()}
-            order.after(stream)
+            order.after()
         return dict(outputs)
 
-    def _enqueue(self, stream: torch.cuda.Stream) -> dict[str, torch.Tensor]:
+    def _enqueue(self) -> dict[str, torch.Tensor]:
         """Launch without a graph; on the default stream TensorRT would wait for the device."""
+        stream = torch.cuda.current_stream(self._order.device)
         # TorchExecution enters inference mode itself, TensorRT makes no tensors
         if self._light or stream != torch.cuda.default_stream(self._order.device):
             return self._execution.enqueue()

@@ -107,9 +107,7 @@ def _flush_allocator() -> None:
 
 
 class Lease(Generic[E]):
-    """An entry held alone while the with block lasts (a class: generators cost twice the time)."""
-
-    __slots__ = ('_cache', '_key', '_make', '_slot')
+    """An entry held alone while the with block lasts."""
 
     def __init__(self, cache: CudaGraphCache[E], key: GraphKey, make: Callable[[], E]) -> None:
         self._cache, self._key, self._make = cache, key, make
@@ -233,12 +231,13 @@ class CudaGraphCache(Generic[E]):
         Until the block ends nothing releases the entry. What make raises passes through, and the
         next caller tries again.
         """
-        return Lease(self, key, make)
+        return Lease(self, _normalized_key(key), make)
 
     def acquire(self, key: GraphKey, make: Callable[[], E]) -> _Slot[E]:
-        """Take part in an entry (for Lease); release() must follow."""
-        if getattr(key[2], 'index', None) is None:
-            key = _normalized_key(key)
+        """Take part in an entry, which others may use meanwhile; release() must follow.
+
+        key: as graph_key and key_of give it, its device with an index.
+        """
         with self._lock:
             while key in self._building:
                 self._changed.wait()

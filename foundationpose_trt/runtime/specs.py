@@ -82,7 +82,13 @@ class InputCheck:
                 raise self._wrong_names(inputs)
             shape = tuple(tensor.shape)
             fits = len(shape) == len(whole) and shape[1:] == rest if is_free else shape == whole
-            takes = fits and self._takes(spec, tensor)
+            takes = (
+                fits
+                and tensor.dtype is spec.dtype
+                and tensor.device == self._device
+                and tensor.is_contiguous(memory_format=spec.layout)
+                and not (self._aligned and tensor.data_ptr() % ALIGNMENT_BYTES)
+            )
             if not takes and (fault := _fault(spec, tensor, self._device)):
                 raise ValueError(f'input {name} {fault}')
             if is_free:
@@ -91,14 +97,6 @@ class InputCheck:
                 batch = shape[0]
             shapes.append(shape)
         return shapes
-
-    def _takes(self, spec: TensorSpec, tensor: torch.Tensor) -> bool:
-        return (
-            tensor.dtype is spec.dtype
-            and tensor.device == self._device
-            and tensor.is_contiguous(memory_format=spec.layout)
-            and not (self._aligned and tensor.data_ptr() % ALIGNMENT_BYTES)
-        )
 
     def _wrong_names(self, inputs: Mapping[str, torch.Tensor]) -> ValueError:
         names = [row[0] for row in self._rows]

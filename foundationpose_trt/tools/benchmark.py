@@ -31,6 +31,7 @@ from .wider_weights import wider_set
 HELP = 'measure the back ends of the networks: latency, memory and the error of the pose'
 CAPACITY = 8
 WARM_UP = 5
+FEWEST, LIMIT_MS = 20, 4000  # repeats of slow calls, and how long they may take
 HOST_ROUNDS, HOST_CALLS, HOST_LIMIT_MS = 5, 40, 200
 TOLERANCE_DEG, TOLERANCE_MM = 0.5, 0.5  # a quarter of the median error of `base`, README
 NETWORKS = ('refiner', 'scorer')
@@ -81,7 +82,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--batches', type=int, nargs='+', default=[1, 64, 252] if on_cuda else [1, 16]
     )
-    parser.add_argument('--repeats', type=int, default=200 if on_cuda else 10)
+    parser.add_argument(
+        '--repeats',
+        type=int,
+        default=200 if on_cuda else 10,
+        help=f'of each figure; on CUDA fewer, at least {FEWEST}, where they would take seconds',
+    )
     parser.add_argument(
         '--objects', type=int, default=8 if on_cuda else 3, help='of the pose check'
     )
@@ -104,7 +110,7 @@ def run(options: argparse.Namespace) -> int:
         f'--objects {options.objects} and --views {options.views} must be at least 1',
     )
     on_cuda = torch.cuda.is_available()
-    rungs = [r for r in ladder(on_cuda) if _is_chosen(r, options.only)]
+    rungs = [r for r in ladder(on_cuda) if _is_chosen(r, options.only, on_cuda)]
     if options.width:
         folder = (options.engines or default_folder()) / 'wider'
         options.weights = str(wider_set(options.weights, options.width, folder))
@@ -122,10 +128,13 @@ def run(options: argparse.Namespace) -> int:
     return 1 if any(_too_far(row['pose']) for row in rows) else 0
 
 
-def _is_chosen(rung: Rung, words: list[str] | None) -> bool:
-    """Whether --only names the rung; torch's in float32 are what the others are held against."""
-    is_reference = (rung.backend, rung.precision) == ('torch', 'fp32')
-    return not words or any(w in rung.name for w in words) or (is_reference and not rung.graphs)
+def _is_chosen(rung: Rung, words: list[str] | None, on_cuda: bool) -> bool:
+    """Whether --only names the rung, or it is what another one on its device is held against."""
+    if not words or any(w in rung.name for w in words):
+        return True
+    others = [r for r in ladder(on_cuda) if r.device == rung.device and r != rung]
+    is_reference = (rung.backend, rung.precision, rung.graphs) == ('torch', 'fp32', False)
+    return is_reference and any(w in r.name for w in words for r in others)
 
 
 def _too_far(pose: dict[str, float]) -> bool:
@@ -231,6 +240,8 @@ def timings(call: Call, session: Session, batch: int, repeats: int) -> dict[str,
     if session.engine.device.type != 'cuda':
         return _percentiles([_host_ms(lambda: call(inputs)) for _ in range(repeats)])
     primer = _Primer()
+    slowness = _device_ms(lambda: call(inputs), primer)
+    repeats = max(FEWEST, min(repeats, int(LIMIT_MS / slowness)))
     result = _percentiles([_device_ms(lambda: call(inputs), primer) for _ in range(repeats)])
     result['idle_p50_ms'] = float(np.median([_idle_ms(lambda: call(inputs)) for _ in range(20)]))
     calls = max(3, min(HOST_CALLS, int(HOST_LIMIT_MS / result['p50_ms'])))

@@ -1,0 +1,201 @@
+"""Refiner and scorer written down once more, with every type spelled out, to be exported.
+
+nn.MultiheadAttention exports as shape arithmetic that hides the attention from TensorRT's fusion,
+and a strongly typed network needs its casts in the graph. The arithmetic is that of networks.py;
+the mean over the tokens is taken before the linear layer it commutes with, which saves 399 of 400
+products.
+
+fp16: inputs, weights and activations are half; what computes them sums up in float32, as the
+kernels of softmax and LayerNorm do. float32 are the mean over the tokens and all after it: the
+refiner's last layer, the whole ranking of the scorer, and the outputs. (With float32 around
+softmax and LayerNorm too, the results are as near, and TensorRT cannot fuse the attention.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from .networks import HEADS, TOKENS, RefineNet, ScoreNet
+
+
+def _cast(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Convert unless it is so already: the tracer would write a Cast that does nothing."""
+    return x if x.dtype == dtype else x.to(dtype)
+
+
+def _linear(weight: torch.Tensor, bias: torch.Tensor) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0])
+    layer.weight, layer.bias = nn.Parameter(weight), nn.Parameter(bias)
+    return layer
+
+
+class _Trunk(nn.Module):
+    """Both crops (N, 6, 160, 160) to tokens (N, 400, d), in the type of its weights."""
+
+    code: torch.Tensor
+
+    def __init__(self, encode_one: nn.Module, encode_both: nn.Module, code: torch.Tensor) -> None:
+        super().__init__()
+        self.encode_one, self.encode_both = encode_one, encode_both
+        self.channels = code.shape[-1]
+        self.register_buffer('code', code)
+
+    def forward(self, rendered: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
+        count = rendered.shape[0]
+        both = self.encode_one(torch.cat([rendered, observed]))
+        joined = self.encode_both(torch.cat([both[:count], both[count:]], 1))
+        return joined.reshape(-1, self.channels, TOKENS).transpose(1, 2) + self.code
+
+
+class _Attention(nn.Module):
+    """Self-attentions of x (B, L, d), side by side, up to, without, their output projections.
+
+    shape: (B, L), one of them -1 where it is free. Gives (B, L, d * number of sources).
+    """
+
+    def __init__(self, sources: Sequence[nn.MultiheadAttention], shape: tuple[int, int]) -> None:
+        super().__init__()
+        width = sources[0].embed_dim
+        self.heads, self.channels = HEADS * len(sources), width * len(sources)
+        self.shape = shape
+        scale = (width // HEADS) ** -0.5
+        packed = [
+            torch.stack(list(parts)).unflatten(1, (3, -1)).transpose(0, 1).flatten(1, 2)
+            for parts in (
+                (source.in_proj_weight for source in sources),
+                (source.in_proj_bias for source in sources),
+            )
+        ]
+        query, key, value = zip(*packed, strict=True)
+        # Apart: from the three packed into one product TensorRT 8.6 made an engine that computed
+        # something else (on an H100; the self-check refused it).
+        self.query = _linear(*(part * scale for part in query))
+        self.key, self.value = _linear(*key), _linear(*value)
+
+    def _split(self, x: torch.Tensor) -> torch.Tensor:
+        return x.reshape(*self.shape, self.heads, self.channels // self.heads)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        query = self._split(self.query(x)).permute(0, 2, 1, 3)
+        key = self._split(self.key(x)).permute(0, 2, 3, 1)
+        value = self._split(self.value(x)).permute(0, 2, 1, 3)
+        mixed = torch.softmax(query @ key, -1) @ value
+        return mixed.permute(0, 2, 1, 3).reshape(*self.shape, self.channels)
+
+
+class _Grouped(nn.Module):
+    """Linear layers side by side: (G, R, in) -> (G, R, out)."""
+
+    def __init__(self, layers: Sequence[nn.Linear]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.stack([layer.weight.T for layer in layers]))
+        self.bias = nn.Parameter(torch.stack([layer.bias for layer in layers])[:, None])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.weight + self.bias
+
+
+class _GroupedNorm(nn.Module):
+    """Layer norms side by side over the last dimension of (G, R, d)."""
+
+    unit: torch.Tensor
+    zero: torch.Tensor
+
+    def __init__(self, layers: Sequence[nn.LayerNorm]) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.stack([layer.weight for layer in layers])[:, None])
+        self.shift = nn.Parameter(torch.stack([layer.bias for layer in layers])[:, None])
+        self.register_buffer('unit', torch.ones_like(layers[0].weight))
+        self.register_buffer('zero', torch.zeros_like(layers[0].weight))
+        self.eps = layers[0].eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        normal = nn.functional.layer_norm(x, self.unit.shape, self.unit, self.zero, self.eps)
+        return normal * self.scale + self.shift
+
+
+class _Heads(nn.Module):
+    """Heads side by side: encoder layer (post-norm, ReLU), mean over the tokens, linear.
+
+    (N, 400, d) -> (G, N, 3). One after the other they launch more kernels: 5 % of the refiner's
+    time for one crop (TensorRT 8.6, H100).
+    """
+
+    def __init__(self, heads: Sequence[nn.Sequential]) -> None:
+        super().__init__()
+        layers: list[Any] = [head[0] for head in heads]
+        self.groups = len(layers)
+        self.attention = _Attention([layer.self_attn for layer in layers], (-1, TOKENS))
+        self.channels = self.attention.channels // self.groups
+        self.out = _Grouped([layer.self_attn.out_proj for layer in layers])
+        self.linear1 = _Grouped([layer.linear1 for layer in layers])
+        self.linear2 = _Grouped([layer.linear2 for layer in layers])
+        self.norm1 = _GroupedNorm([layer.norm1 for layer in layers])
+        self.norm2 = _GroupedNorm([layer.norm2 for layer in layers])
+        lasts: list[Any] = [head[1] for head in heads]
+        self.last = _Grouped(lasts)
+
+    def typed(self, dtype: torch.dtype) -> _Heads:
+        """Set the types: dtype, but the last layer float32."""
+        self.to(dtype)
+        self.last.to(torch.float32)
+        return self
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mixed = self.attention(x).reshape(-1, self.groups, self.channels).permute(1, 0, 2)
+        y = self.norm1(x.reshape(1, -1, self.channels) + self.out(mixed))
+        z = self.norm2(y + self.linear2(torch.relu(self.linear1(y))))
+        tokens = z.reshape(self.groups, -1, TOKENS, self.channels)
+        return self.last(_cast(tokens, torch.float32).mean(2))
+
+
+class TypedRefiner(nn.Module):
+    """RefineNet with its types spelled out: two crops (N, 6, 160, 160) of dtype -> trans, rot.
+
+    Both outputs (N, 3) float32, with the meaning RefineNet gives them.
+    """
+
+    def __init__(self, network: RefineNet, dtype: torch.dtype) -> None:
+        super().__init__()
+        trunk = _Trunk(network.encodeA, network.encodeAB, network.pos_embed.pe)
+        self.trunk = trunk.to(dtype)
+        self.heads = _Heads([network.trans_head, network.rot_head]).typed(dtype)
+
+    def forward(
+        self, rendered: torch.Tensor, observed: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        both = self.heads(self.trunk(rendered, observed))
+        return both[0], both[1]
+
+
+class TypedExtractor(nn.Module):
+    """ScoreNet.extract with its types spelled out: two crops of dtype -> (N, d) float32."""
+
+    def __init__(self, network: ScoreNet, dtype: torch.dtype) -> None:
+        super().__init__()
+        trunk = _Trunk(network.encoderA, network.encoderAB, network.pos_embed.pe)
+        self.trunk = trunk.to(dtype)
+        self.attention = _Attention([network.att], (-1, TOKENS)).to(dtype)
+        self.out = network.att.out_proj
+
+    def forward(self, rendered: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
+        mixed = self.attention(self.trunk(rendered, observed))
+        return self.out(_cast(mixed, torch.float32).mean(1))
+
+
+class TypedScorer(nn.Module):
+    """ScoreNet with its types spelled out: two crops (N, 6, 160, 160) of dtype -> (N,) float32."""
+
+    def __init__(self, network: ScoreNet, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.extract = TypedExtractor(network, dtype)
+        self.across = _Attention([network.att_cross], (1, -1))
+        self.out, self.last = network.att_cross.out_proj, network.linear
+
+    def forward(self, rendered: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
+        features = self.extract(rendered, observed)[None]
+        return self.last(self.out(self.across(features))).reshape(-1)
