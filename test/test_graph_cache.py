@@ -14,8 +14,8 @@ from foundationpose_trt.runtime.graph_cache import (
     ENABLING_VARIABLE,
     CudaGraphCache,
     establish_cuda_graph_cache,
-    graph_key,
 )
+from foundationpose_trt.runtime.specs import graph_key
 
 CUDA = torch.device('cuda', 0)
 

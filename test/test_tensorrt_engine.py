@@ -12,9 +12,11 @@ import torch
 
 from foundationpose_trt.runtime import tensorrt_engine
 from foundationpose_trt.runtime.build import BuildOptions, build_engine
+from foundationpose_trt.runtime.engine_manifest import read_manifest
 from foundationpose_trt.runtime.specs import TensorSpec
 from foundationpose_trt.runtime.tensorrt_api import load_api
 from foundationpose_trt.runtime.tensorrt_engine import TensorRtEngine
+from foundationpose_trt.tools import cli
 
 VERSIONS = ('8.6.1', '10.13.3.9', '11.4.0.106')
 STREAM = 1234
@@ -314,3 +316,15 @@ def test_a_captured_graph_replays_what_the_engine_does(tmp_path):
             graph.replay()
             replayed = outputs['y'].clone()
             assert torch.equal(replayed, execution.enqueue()['y'])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('half', [False, True])
+def test_the_tool_notes_how_near_the_engine_is_to_its_file(tmp_path, capsys, half):
+    pytest.importorskip('tensorrt')
+    onnx, out = rig.write_tiny(tmp_path / 'net.onnx', half), str(tmp_path)
+    words = ['build', '--onnx', str(onnx), '--out', out, '--backend', 'tensorrt', '--batches']
+    assert cli.main([*words, '1', '4']) == 0
+    found = read_manifest(tmp_path / 'net.engine').tolerance['random_inputs_relative']
+    assert list(found) == ['y'] and 0 <= found['y'] < (0.05 if half else 1e-3)
+    assert 'off, %' in capsys.readouterr().out

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
@@ -18,14 +18,12 @@ import torch
 
 from ..datatypes import require
 from .capture import CAPTURING
-from .specs import normalized
+from .specs import GraphKey, normalized
 
 ENABLING_VARIABLE = (
     'ENABLE_AUTO_CUDA_GRAPHS_FOR_TRT_BACKEND'  # the reference's name, roboflow.md A1
 )
 DEFAULT_CAPACITY = 8  # the reference's, in each of its models
-
-GraphKey = tuple[tuple, torch.dtype, torch.device]
 
 
 class Entry(Protocol):
@@ -74,25 +72,6 @@ class CacheStats:
     def nbytes(self) -> int:
         """Device memory of all entries."""
         return sum(self.entry_bytes.values())
-
-
-def graph_key(inputs: Mapping[str, torch.Tensor]) -> GraphKey:
-    """Return (shape, dtype, device); of several inputs that differ, tuples of shapes.
-
-    The dtype and device are the first input's: an engine's specs fix the others.
-    """
-    shapes = [tuple(tensor.shape) for tensor in inputs.values()]
-    first = next(iter(inputs.values()))
-    return key_of(shapes, first.dtype, normalized(first.device))
-
-
-def key_of(shapes: list[tuple[int, ...]], dtype: torch.dtype, device: torch.device) -> GraphKey:
-    """Return the key of inputs by their shapes; device with its index."""
-    first = shapes[0]
-    for shape in shapes:
-        if shape != first:
-            return tuple(shapes), dtype, device
-    return first, dtype, device
 
 
 def _normalized_key(key: GraphKey) -> GraphKey:
@@ -236,7 +215,7 @@ class CudaGraphCache(Generic[E]):
     def acquire(self, key: GraphKey, make: Callable[[], E]) -> _Slot[E]:
         """Take part in an entry, which others may use meanwhile; release() must follow.
 
-        key: as graph_key and key_of give it, its device with an index.
+        key: as specs.graph_key gives it, its device with an index.
         """
         with self._lock:
             while key in self._building:

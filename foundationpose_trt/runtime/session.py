@@ -16,10 +16,8 @@ from .graph_cache import (
     DEFAULT_CAPACITY,
     CudaGraphCache,
     establish_cuda_graph_cache,
-    graph_key,
-    key_of,
 )
-from .specs import InputCheck, check_inputs
+from .specs import InputCheck, check_inputs, graph_key
 
 
 class _Caches:
@@ -120,12 +118,11 @@ class Session:
 
         Raises ValueError naming an input of wrong name, shape, dtype, device or layout.
         """
-        shapes = self._check(inputs)
+        key = self._check(inputs)
         cache = None if disable_cuda_graphs else self._caches.graphs
         if cache is None and (self.engine.light or not self._on_cuda):
             return self._run_plainly(inputs, clone)
         capture, cache = cache is not None, cache or self._caches.plain
-        key = key_of(shapes, self.engine.inputs[0].dtype, self.engine.device)
         # not lease(), which costs microseconds more: launches of an engine exclude one another
         slot = cache.acquire(key, lambda: self._entry(inputs, capture))
         try:

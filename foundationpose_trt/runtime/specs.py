@@ -60,56 +60,75 @@ def normalized(device: str | torch.device) -> torch.device:
     return torch.device('cuda', current)
 
 
+GraphKey = tuple[tuple, torch.dtype, torch.device]
+
+
+def graph_key(inputs: Mapping[str, torch.Tensor]) -> GraphKey:
+    """Return (shape, dtype, device); of several inputs that differ, tuples of shapes.
+
+    The dtype and device are the first input's: an engine's specs fix the others.
+    """
+    shapes = [tuple(tensor.shape) for tensor in inputs.values()]
+    first = next(iter(inputs.values()))
+    same = all(shape == shapes[0] for shape in shapes)
+    return shapes[0] if same else tuple(shapes), first.dtype, normalized(first.device)
+
+
 class InputCheck:
-    """What a network demands of its inputs, laid out to be asked in microseconds at every run."""
+    """What a network demands of its inputs, asked in microseconds at every run.
+
+    As long as shapes and strides are those accepted last, they are only compared with these.
+    """
 
     def __init__(self, specs: Sequence[TensorSpec], device: torch.device) -> None:
+        self._specs = tuple(specs)
         self._device = device
-        self._aligned = device.type == 'cuda'
-        self._rows = [
-            (spec.name, spec.shape, spec.shape[1:], spec.shape[:1] == (BATCH,), spec)
-            for spec in specs
-        ]
+        self._alignment = ALIGNMENT_BYTES if device.type == 'cuda' else 1
+        self._accepted: tuple[list[tuple], GraphKey | None] = ([], None)
 
-    def __call__(self, inputs: Mapping[str, torch.Tensor]) -> list[tuple[int, ...]]:
-        """Return the shapes in the order of the specs; raises as check_inputs."""
-        if len(inputs) != len(self._rows):
-            raise self._wrong_names(inputs)
-        shapes, batch = [], None
-        for name, whole, rest, is_free, spec in self._rows:
+    def __call__(self, inputs: Mapping[str, torch.Tensor]) -> GraphKey:
+        """Return the inputs' graph_key, in the order of the specs; raises as check_inputs."""
+        device, alignment = self._device, self._alignment
+        rows, key = self._accepted
+        if key is None or len(inputs) != len(rows):
+            return self._accept(inputs)
+        for name, dtype, shape, strides in rows:
             tensor = inputs.get(name)
-            if tensor is None:
-                raise self._wrong_names(inputs)
-            shape = tuple(tensor.shape)
-            fits = len(shape) == len(whole) and shape[1:] == rest if is_free else shape == whole
-            takes = (
-                fits
-                and tensor.dtype is spec.dtype
-                and tensor.device == self._device
-                and tensor.is_contiguous(memory_format=spec.layout)
-                and not (self._aligned and tensor.data_ptr() % ALIGNMENT_BYTES)
+            if (
+                tensor is None
+                or tensor.shape != shape
+                or tensor.stride() != strides
+                or tensor.dtype is not dtype
+                or tensor.device != device
+                or tensor.data_ptr() % alignment
+            ):
+                return self._accept(inputs)
+        return key
+
+    def _accept(self, inputs: Mapping[str, torch.Tensor]) -> GraphKey:
+        """Check everything, and accept the same shapes and strides from now on."""
+        if set(inputs) != {spec.name for spec in self._specs}:
+            raise self._wrong_names(inputs)
+        for spec in self._specs:
+            if fault := _fault(spec, inputs[spec.name], self._device):
+                raise ValueError(f'input {spec.name} {fault}')
+        batches = {s.name: len(inputs[s.name]) for s in self._specs if s.shape[:1] == (BATCH,)}
+        if len(set(batches.values())) > 1:
+            raise ValueError(
+                f'inputs differ in their batch: {batches}; send the same number of items in each'
             )
-            if not takes and (fault := _fault(spec, tensor, self._device)):
-                raise ValueError(f'input {name} {fault}')
-            if is_free:
-                if batch not in (None, shape[0]):
-                    raise self._differing(inputs)
-                batch = shape[0]
-            shapes.append(shape)
-        return shapes
+        ordered = {spec.name: inputs[spec.name] for spec in self._specs}
+        rows = [(n, t.dtype, tuple(t.shape), t.stride()) for n, t in ordered.items()]
+        key = graph_key(ordered)
+        self._accepted = rows, key  # at once, for other threads
+        return key
 
     def _wrong_names(self, inputs: Mapping[str, torch.Tensor]) -> ValueError:
-        names = [row[0] for row in self._rows]
+        names = [spec.name for spec in self._specs]
         missing, unknown = set(names) - set(inputs), set(inputs) - set(names)
         return ValueError(
             f'inputs are {sorted(inputs)}, must be {names}: missing {sorted(missing)}, unknown'
             f' {sorted(unknown)}'
-        )
-
-    def _differing(self, inputs: Mapping[str, torch.Tensor]) -> ValueError:
-        batches = {row[0]: len(inputs[row[0]]) for row in self._rows if row[3]}
-        return ValueError(
-            f'inputs differ in their batch: {batches}; send the same number of items in each'
         )
 
 

@@ -20,8 +20,9 @@ from ..datatypes import require
 from ..pose.backends import BackendChoice, NetworkEngines, default_folder, open_engines
 from ..pose.estimator import EstimatorSettings, PoseEstimator
 from ..pose.weights import PoseNetworks, load_networks
-from ..runtime.graph_cache import CudaGraphCache, graph_key
+from ..runtime.graph_cache import CudaGraphCache
 from ..runtime.session import Session
+from ..runtime.specs import graph_key
 from ..runtime.tensorrt_api import installed
 from ..runtime.tensorrt_engine import TensorRtEngine
 from . import report
@@ -31,7 +32,7 @@ from .wider_weights import wider_set
 HELP = 'measure the back ends of the networks: latency, memory and the error of the pose'
 CAPACITY = 8
 WARM_UP = 5
-FEWEST, LIMIT_MS = 20, 4000  # repeats of slow calls, and how long they may take
+FEWEST, LIMIT_MS = 20, 1000  # repeats of slow calls, and how long they may take
 HOST_ROUNDS, HOST_CALLS, HOST_LIMIT_MS = 5, 40, 200
 TOLERANCE_DEG, TOLERANCE_MM = 0.5, 0.5  # a quarter of the median error of `base`, README
 NETWORKS = ('refiner', 'scorer')
