@@ -78,6 +78,8 @@ setup(
         'gpu': [TORCH],
         'train': [TORCH],
         'onnx': ONNX,
+        # the reference implementation, to export and train detectors; none is needed to run them
+        'detector': ['rfdetr>=1.11.2,<1.12', *ONNX],
         'tensorrt': ['tensorrt>=8.6', *ONNX],
         'rtx': [*TENSORRT_RTX, *ONNX],
         'ros': [

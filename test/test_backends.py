@@ -11,9 +11,10 @@ import torch
 from oracle_rig import CAMERA, ellipsoid, errors, frame_of, oracle_networks, pose_of
 
 from foundationpose_trt.pose import backends
-from foundationpose_trt.pose.backends import BackendChoice, onnx_path, open_engines, plan_path
+from foundationpose_trt.pose.backends import onnx_path, open_engines, plan_path
 from foundationpose_trt.pose.estimator import EstimatorSettings, PoseEstimator
 from foundationpose_trt.pose.weights import PoseNetworks, load_networks
+from foundationpose_trt.runtime.choice import BackendChoice
 from foundationpose_trt.runtime.onnx_engine import OnnxEngine
 from foundationpose_trt.runtime.torch_engine import TorchEngine
 
@@ -73,7 +74,9 @@ def test_networks_made_in_memory_run_on_torch():
 
 @pytest.mark.parametrize('backend', ['tensorrt', 'tensorrt_rtx'])
 def test_a_back_end_that_cannot_serve_the_device_is_refused(networks, backend):
-    with pytest.raises(ValueError, match=f'{backend} does not run on device cpu: choose auto or'):
+    with pytest.raises(
+        ValueError, match=f'{backend} does not run .* device cpu: choose auto, torch, on'
+    ):
         open_engines(networks, BackendChoice(backend))
 
 

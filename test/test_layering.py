@@ -13,18 +13,20 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / 'foundationpose_trt'
-BASE = {'datatypes', 'latency', 'geometry'}
+BASE = {'datatypes', 'latency', 'geometry', 'warp_launch'}
 MAY_IMPORT = {  # part -> other parts it may import
     'datatypes': set(),
     'latency': set(),
     'geometry': {'datatypes'},
+    'warp_launch': set(),
     'runtime': {'datatypes'},
+    'detection': BASE | {'runtime'},
     'pose': BASE | {'runtime'},
     'scenes': BASE | {'pose'},
     'synthesis': BASE | {'pose'},
     'training': BASE | {'pose', 'scenes', 'synthesis'},
-    'ros': BASE | {'pose', 'scenes'},
-    'tools': BASE | {'runtime', 'pose', 'scenes', 'synthesis', 'training'},
+    'ros': BASE | {'runtime', 'detection', 'pose', 'scenes'},
+    'tools': BASE | {'runtime', 'detection', 'pose', 'scenes', 'synthesis', 'training'},
     '__main__': {'tools'},
 }
 ROS_ONLY = (
@@ -37,6 +39,7 @@ TENSORRT = (
 ONLY_IN = {  # third-party module -> the only parts that may import it
     **dict.fromkeys(ROS_ONLY.split(), {'ros'}),
     **dict.fromkeys([*TENSORRT, 'onnxruntime'], {'runtime'}),
+    'rfdetr': {'detection', 'training'},
     'argparse': {'tools', 'ros'},
 }
 FILES = sorted(PACKAGE.rglob('*.py'))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from foundationpose_trt.pose.backends import BackendChoice, open_engines
+from foundationpose_trt.pose.backends import open_engines
 from foundationpose_trt.pose.export import write_onnx
 from foundationpose_trt.pose.self_check import (
     measured_tolerance,
@@ -18,6 +18,7 @@ from foundationpose_trt.pose.self_check import (
     require_agreement,
 )
 from foundationpose_trt.pose.weights import PoseNetworks, load_networks
+from foundationpose_trt.runtime.choice import BackendChoice
 from foundationpose_trt.runtime.engine import Engine
 from foundationpose_trt.runtime.onnx_engine import OnnxEngine
 

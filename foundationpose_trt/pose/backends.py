@@ -13,12 +13,12 @@ from typing import Any
 import torch
 
 from ..datatypes import require
-from ..runtime.build import BuildOptions, ensure_engine, platform_of
+from ..runtime.build import BuildOptions, ensure_engine
+from ..runtime.choice import BackendChoice, default_folder, fitting_tensorrt, require_serves
 from ..runtime.engine import Engine
-from ..runtime.engine_manifest import check_engine, record_tolerance
+from ..runtime.engine_manifest import record_tolerance
 from ..runtime.onnx_engine import OnnxEngine
 from ..runtime.specs import BATCH, TensorSpec
-from ..runtime.tensorrt_api import installed, load_api
 from ..runtime.tensorrt_engine import TensorRtEngine
 from ..runtime.torch_engine import TorchEngine
 from .crops import CROP_PX, OBSERVED, RENDERED
@@ -34,24 +34,6 @@ CROP = (BATCH, 6, CROP_PX, CROP_PX)
 
 Progress = Callable[[str, float, str], None]  # network, fraction done, phase
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class BackendChoice:
-    """backend: one of BACKENDS. folder: of exported files and engines (default: the user's cache).
-
-    build: make engines that are missing or do not fit, which takes minutes, instead of refusing.
-    """
-
-    backend: str = 'auto'
-    folder: Path | None = None
-    build: bool = False
-
-    def __post_init__(self) -> None:
-        require(
-            self.backend in BACKENDS,
-            f'backend is "{self.backend}", must be one of {", ".join(BACKENDS)}',
-        )
 
 
 @dataclass(frozen=True)
@@ -91,12 +73,7 @@ def open_engines(
 def _chosen(networks: PoseNetworks, choice: BackendChoice) -> tuple[str, str]:
     on_cuda = networks.device.type == 'cuda'
     if choice.backend != 'auto':
-        serves = {'torch': True, 'onnxruntime': not on_cuda}.get(choice.backend, on_cuda)
-        require(
-            serves,
-            f'backend {choice.backend} does not run on device {networks.device.type}: choose auto'
-            f' or {"tensorrt, tensorrt_rtx" if on_cuda else "onnxruntime"}, torch',
-        )
+        require_serves(choice.backend, BACKENDS, networks.device)
         return choice.backend, 'asked for'
     return (_automatic_on_cuda if on_cuda else _automatic_on_cpu)(networks, choice)
 
@@ -122,33 +99,17 @@ def _writable(folder: Path) -> bool:
 
 
 def _automatic_on_cuda(networks: PoseNetworks, choice: BackendChoice) -> tuple[str, str]:
-    reasons = []
-    for backend in ('tensorrt', 'tensorrt_rtx'):
-        if not installed(backend):
-            reasons.append(f'{backend} is not installed')
-            continue
-        if choice.build and is_exportable(networks):
-            return backend, 'installed, and engines may be built'
-        try:
-            platform = platform_of(load_api(backend), networks.device)
-            for kind in KINDS:
-                check_engine(plan_path(networks, kind, choice, backend), platform)
-        except ValueError as error:
-            reasons.append(str(error))
-            continue
-        return backend, 'its engines are there and fit'
-    return 'torch', '; '.join(reasons)
+    def plans_of(backend: str) -> list[Path]:
+        return [plan_path(networks, kind, choice, backend) for kind in KINDS]
+
+    may_build = choice.build and is_exportable(networks)
+    backend, reason = fitting_tensorrt(plans_of, networks.device, may_build)
+    return backend or 'torch', reason
 
 
 def is_exportable(networks: PoseNetworks) -> bool:
     """Whether the networks came from files, so that what is exported can be told from others."""
     return networks.source is not None
-
-
-def default_folder() -> Path:
-    """Return the user's cache folder, by the XDG base directory specification."""
-    base = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
-    return Path(base) / 'foundationpose_trt'
 
 
 def _precision(networks: PoseNetworks) -> str:

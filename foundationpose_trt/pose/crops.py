@@ -12,8 +12,8 @@ import torch
 import warp as wp
 
 from ..datatypes import require
+from ..warp_launch import as_warp, launch
 from .raster_kernels import bounded
-from .warp_launch import as_warp, launch
 
 RENDERED, OBSERVED = 'inputA', 'inputB'  # what networks call the halves, foundationpose.md §6.4
 CROP_PX = 160  # input_resize of both released configurations, foundationpose.md §1.7

@@ -6,7 +6,7 @@ import torch
 import warp as wp
 
 from ..datatypes import require
-from .warp_launch import as_warp, launch
+from ..warp_launch import as_warp, launch
 
 RADIUS_PX = wp.constant(2)  # 5x5 window, foundationpose.md §3.3
 FAR_M = wp.constant(100.0)

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from ..datatypes import CameraIntrinsics, Frame, Outcome, PoseEstimate, PoseQuality, require
+from ..runtime.choice import BackendChoice
 from ..runtime.graph_cache import capacity_by_environment
-from .backends import BackendChoice, NetworkEngines, open_engines
+from .backends import NetworkEngines, open_engines
 from .crops import REFINER_CROP, SCORER_CROP, ObservedImages
 from .hypotheses import initial_translation, rotation_grid
 from .inference import PoseInference

@@ -9,8 +9,8 @@ import torch
 import warp as wp
 
 from ..datatypes import require
+from ..warp_launch import as_warp
 from .mesh import ObjectMesh
-from .warp_launch import as_warp
 
 
 class MeshBank:

@@ -8,9 +8,9 @@ import torch
 import warp as wp
 
 from ..datatypes import require
+from ..warp_launch import as_warp, launch
 from . import raster_kernels as kernels
 from .mesh_bank import MeshBank
-from .warp_launch import as_warp, launch
 
 
 @dataclass(frozen=True)

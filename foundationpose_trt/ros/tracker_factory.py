@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from foundationpose_trt.datatypes import CameraIntrinsics
-from foundationpose_trt.pose.backends import BackendChoice, Progress, open_engines
+from foundationpose_trt.pose.backends import Progress, open_engines
 from foundationpose_trt.pose.estimator import (
     FULL_SCHEDULE,
     PRUNED_SCHEDULE,
@@ -23,6 +23,7 @@ from foundationpose_trt.pose.mesh import ObjectMesh, load_mesh
 from foundationpose_trt.pose.tracker import ObjectTracker, TrackerSettings
 from foundationpose_trt.pose.weights import load_networks
 from foundationpose_trt.ros.tracker_parameters import TrackerParameters
+from foundationpose_trt.runtime.choice import BackendChoice
 
 
 class BuiltTracker(NamedTuple):

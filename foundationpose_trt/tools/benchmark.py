@@ -17,9 +17,10 @@ import torch
 from tqdm import tqdm
 
 from ..datatypes import require
-from ..pose.backends import BackendChoice, NetworkEngines, default_folder, open_engines
+from ..pose.backends import NetworkEngines, open_engines
 from ..pose.estimator import EstimatorSettings, PoseEstimator
 from ..pose.weights import PoseNetworks, load_networks
+from ..runtime.choice import BackendChoice, default_folder
 from ..runtime.graph_cache import CudaGraphCache
 from ..runtime.session import Session
 from ..runtime.specs import graph_key

@@ -14,7 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..datatypes import require
-from ..pose.backends import KINDS, BackendChoice, exported, open_engines, plan_path
+from ..pose.backends import KINDS, exported, open_engines, plan_path
 from ..pose.self_check import LARGEST_DEVIATION
 from ..pose.weights import PRECISIONS as WEIGHT_PRECISIONS
 from ..pose.weights import load_networks
@@ -30,6 +30,7 @@ from ..runtime.build import (
     ensure_engine,
     platform_of,
 )
+from ..runtime.choice import BackendChoice
 from ..runtime.engine_manifest import (
     EngineManifest,
     beside,

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ..datatypes import require
-from ..pose.backends import BACKENDS, BackendChoice, NetworkEngines, open_engines
+from ..pose.backends import BACKENDS, NetworkEngines, open_engines
 from ..pose.estimator import (
     FULL_SCHEDULE,
     PRUNED_SCHEDULE,
@@ -19,6 +19,7 @@ from ..pose.estimator import (
 )
 from ..pose.mesh import ObjectMesh
 from ..pose.weights import PoseNetworks, load_networks
+from ..runtime.choice import BackendChoice
 from ..runtime.graph_cache import ENABLING_VARIABLE, capacity_by_environment
 
 SCHEDULES = {'full': FULL_SCHEDULE, 'pruned': PRUNED_SCHEDULE}

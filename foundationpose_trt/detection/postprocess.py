@@ -1,0 +1,160 @@
+"""From the network's outputs to detections: fixed shapes on the device, one copy to the host.
+
+The rules are those of rfdetr 1.11.2 (shared research, roboflow.md B3): sigmoid, the best pairs of
+query and class over all queries and classes, scores strictly above the threshold, boxes as
+centre and size in 0..1, masks resized to the image bilinearly and cut at 0. No non-maximum
+suppression: the network suppresses doubles itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import warp as wp
+
+from ..warp_launch import as_warp, launch
+
+FIELDS = 7  # of a packed row: x0, y0, x1, y1, score, column, query
+BYTES = FIELDS * 4
+MOST_OBJECTS = 255  # a label image holds bytes
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What was found in one image, best first.
+
+    boxes_px: (N, 4) float32, x0, y0, x1, y1, edges of the image being 0 and its size. scores:
+    (N,) float32 in 0..1. columns: (N,) int64, of the logits (DetectorManifest.classes). queries:
+    (N,) int64, which of the network's queries it was.
+    """
+
+    boxes_px: np.ndarray
+    scores: np.ndarray
+    columns: np.ndarray
+    queries: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+
+class Selector:
+    """Takes the best pairs of query and class among some classes."""
+
+    def __init__(self, columns: list[int], select: int, device: torch.device) -> None:
+        """columns: of the logits that count. select: how many pairs, at most."""
+        self._columns = torch.tensor(columns, device=device)
+        self._select = select
+
+    def __call__(
+        self, boxes: torch.Tensor, logits: torch.Tensor, size: tuple[int, int]
+    ) -> torch.Tensor:
+        """Return (K, FIELDS) float32, best first, of an image of size (height, width); no sync.
+
+        boxes: (1, Q, 4) centre and size in 0..1; logits: (1, Q, C).
+        """
+        wanted = logits[0].float().index_select(1, self._columns)
+        count = min(self._select, wanted.numel())
+        best = wanted.flatten().topk(count)  # of logits: as of their sigmoids, without its ties
+        query = torch.div(best.indices, len(self._columns), rounding_mode='floor')
+        column = self._columns[best.indices - query * len(self._columns)]
+        corners = corners_px(boxes[0].float().index_select(0, query), size)
+        rest = torch.stack([best.values.sigmoid(), column.float(), query.float()], 1)
+        return torch.cat([corners, rest], 1)
+
+
+def corners_px(boxes: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Boxes (K, 4) of centre and size in 0..1 -> x0, y0, x1, y1 in pixels, inside the image."""
+    height, width = size
+    center, extent = boxes[:, :2], boxes[:, 2:].clamp_min(0)
+    corners = torch.cat([center - extent / 2, center + extent / 2], 1)
+    # side by side: a tensor of the limits would have to come from the host, which waits on CUDA
+    x, y = (corners[:, k::2] * side for k, side in enumerate((width, height)))
+    x, y = x.clamp(0, width), y.clamp(0, height)
+    return torch.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], 1)
+
+
+def unpacked(packed: np.ndarray, threshold: float) -> Detections:
+    """Read packed rows (K, FIELDS) on the host; keeps scores strictly above the threshold."""
+    kept = packed[packed[:, 4] > threshold]
+    return Detections(
+        kept[:, :4].copy(), kept[:, 4].copy(), kept[:, 5].astype(np.int64),
+        kept[:, 6].astype(np.int64),
+    )  # fmt: skip
+
+
+@wp.func
+def mask_logit(masks: wp.array4d(dtype=float), query: int, y: float, x: float) -> float:
+    """Bilinear between pixel centres at half integers, as torch's interpolate reads."""
+    y = wp.max(y, 0.0)
+    x = wp.max(x, 0.0)
+    y0 = int(y)
+    x0 = int(x)
+    y1 = wp.min(y0 + 1, masks.shape[2] - 1)
+    x1 = wp.min(x0 + 1, masks.shape[3] - 1)
+    fy = y - float(y0)
+    fx = x - float(x0)
+    upper = masks[0, query, y0, x0] * (1.0 - fx) + masks[0, query, y0, x1] * fx
+    lower = masks[0, query, y1, x0] * (1.0 - fx) + masks[0, query, y1, x1] * fx
+    return upper * (1.0 - fy) + lower * fy
+
+
+@wp.kernel
+def paint_labels(
+    packed: wp.array2d(dtype=float),
+    labels: wp.array(dtype=int),
+    masks: wp.array4d(dtype=float),
+    threshold: float,
+    out: wp.array2d(dtype=wp.uint8),
+):
+    """Each pixel: the label of the best row whose mask covers it; label 0 does not count."""
+    j, i = wp.tid()
+    y = (float(j) + 0.5) * float(masks.shape[2]) / float(out.shape[0]) - 0.5
+    x = (float(i) + 0.5) * float(masks.shape[3]) / float(out.shape[1]) - 0.5
+    out[j, i] = wp.uint8(0)
+    for k in range(packed.shape[0]):
+        if packed[k, 4] <= threshold:
+            return
+        if labels[k] > 0 and mask_logit(masks, int(packed[k, 6]), y, x) > 0.0:
+            out[j, i] = wp.uint8(labels[k])
+            return
+
+
+class LabelPainter:
+    """Label images from mask logits: pixel = 1-based index of an object, 0 = nothing."""
+
+    def __init__(self, objects: list[int], columns: int, device: torch.device) -> None:
+        """objects: the column of each object's class; columns: how many the logits have."""
+        labels = torch.zeros(columns, dtype=torch.int32)
+        labels[torch.tensor(objects)] = torch.arange(1, len(objects) + 1, dtype=torch.int32)
+        self._labels = labels.to(device)
+
+    def paint(
+        self, packed: torch.Tensor, masks: torch.Tensor, threshold: float, out: torch.Tensor
+    ) -> None:
+        """Fill out (H, W) uint8 from packed rows and masks (1, Q, h, w); asynchronous.
+
+        Of each object the mask of its best row; where masks overlap, the better one wins.
+        """
+        labels = self._labels[packed[:, 5].long()]
+        seen_before = (labels[:, None] == labels[None]).tril(-1).any(1)
+        labels = torch.where(seen_before, torch.zeros_like(labels), labels)
+        arguments = [
+            as_warp(packed), as_warp(labels), as_warp(masks.float().contiguous()),
+            float(threshold), as_warp(out),
+        ]  # fmt: skip
+        launch(paint_labels, tuple(out.shape), arguments, out.device)
+
+
+def instance_masks(
+    masks: torch.Tensor, queries: np.ndarray, size: tuple[int, int]
+) -> torch.Tensor:
+    """Masks (N, H, W) bool of some queries, at the image's size; masks: (1, Q, h, w) logits."""
+    chosen = masks[0, torch.from_numpy(queries).to(masks.device)].float()
+    if len(queries) == 0:
+        return torch.zeros((0, *size), dtype=torch.bool, device=masks.device)
+    resized = torch.nn.functional.interpolate(
+        chosen[:, None], size, mode='bilinear', align_corners=False
+    )
+    return resized[:, 0] > 0
