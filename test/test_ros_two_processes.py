@@ -51,6 +51,7 @@ class Wire:
         self.executor = SingleThreadedExecutor()
         self.executor.add_node(self.node)
         self.truth, self.poses, self.sent, self.intact = {}, [], [], []
+        self.late = []  # whose depth came after that of two others: matched if those were lost
         self.values = {name: [] for name in ('outcome', 'state', 'latency/dropped')}
         self._out = {
             topic: self.node.create_publisher(kind, topic, QOS)
@@ -96,6 +97,7 @@ class Wire:
             return
         if self._depths % DELAYED == 0:
             self._late.append((self._depths + 2, message))
+            self.late.append(stamp)
             return
         self.intact.append(stamp)
         self._out['depth'].publish(message)
@@ -156,10 +158,10 @@ def run(scene, tmp_path_factory):
         rclpy.try_shutdown()
 
 
-def test_every_pose_has_the_stamp_of_an_image_that_had_its_depth_in_time(run):
+def test_every_pose_has_the_stamp_of_an_image_that_had_its_depth_at_last(run):
     stamps = [stamp_ns(pose.header.stamp) for pose in run.poses]
     assert len(stamps) >= 8, run.log
-    assert stamps == sorted(set(stamps)) and set(stamps) <= set(run.intact)
+    assert stamps == sorted(set(stamps)) and set(stamps) <= set(run.intact + run.late)
     assert {pose.header.frame_id for pose in run.poses} == {'camera_color_optical_frame'}
 
 
@@ -181,7 +183,7 @@ def test_dropped_frames_are_counted(run):
     dropped, outcomes = run.values['latency/dropped'], run.values['outcome']
     assert dropped == sorted(dropped) and dropped[-1] > 0, '25 Hz is more than two cores track'
     # what was relayed whole was processed or dropped, less what one of the two hops lost
-    assert dropped[-1] + len(outcomes) <= len(run.intact)
+    assert dropped[-1] + len(outcomes) <= len(run.intact + run.late)
     assert dropped[-1] + len(outcomes) >= 0.8 * len(run.intact)
 
 

@@ -82,10 +82,11 @@ def depth_m_array(message: Image, metres_per_unit: float = METRES_PER_16UC1) -> 
     return np.where(invalid, np.float32(0), depth_m) if invalid.any() else depth_m
 
 
-def mask_array(message: Image) -> np.ndarray:
-    """Return a segmentation mask, (H, W) bool: every pixel that is not zero is the object.
+def mask_array(message: Image, label: int = 0) -> np.ndarray:
+    """Return a segmentation mask, (H, W) bool: every pixel of this label is the object.
 
-    Any single-channel encoding serves (255, 1 or a label per pixel).
+    label 0: every pixel that is not zero. Any single-channel encoding serves (255, 1 or a label
+    per pixel).
     """
     if message.encoding not in SINGLE_CHANNEL_TYPES:
         raise RejectedMessage(
@@ -93,7 +94,8 @@ def mask_array(message: Image) -> np.ndarray:
             f"segmentation has encoding '{message.encoding}', must have one channel:"
             f' {", ".join(SINGLE_CHANNEL_TYPES)}',
         )
-    return _single_channel(message) != 0
+    values = _single_channel(message)
+    return values == label if label else values != 0
 
 
 def intrinsics_from_message(message: CameraInfo) -> CameraIntrinsics:
@@ -121,9 +123,9 @@ def frame_from_messages(
         raise RejectedMessage(Rejection.SIZE_MISMATCH, str(error)) from error
 
 
-def mask_for_frame(segmentation: Image, frame: Frame) -> np.ndarray:
+def mask_for_frame(segmentation: Image, frame: Frame, label: int = 0) -> np.ndarray:
     """Return the mask of a frame, (H, W) bool; raises RejectedMessage when the sizes differ."""
-    mask = mask_array(segmentation)
+    mask = mask_array(segmentation, label)
     if mask.shape != frame.depth_m.shape:
         height, width = frame.depth_m.shape
         raise RejectedMessage(

@@ -11,13 +11,14 @@ from typing import Any, TypeVar
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.exceptions import ParameterException
 from rclpy.node import Node
+from rclpy.parameter import Parameter
 
 Parameters = TypeVar('Parameters')
 OTHERS_PARAMETERS = ('use_sim_time', 'qos_overrides.', 'start_type_description_service')
 
 
 def parameter(
-    default: bool | int | float | str,
+    default: bool | int | float | str | tuple[str, ...],
     description: str,
     unit: str = '',
     limits: tuple[float, float] | None = None,
@@ -26,8 +27,8 @@ def parameter(
 ) -> Any:
     """Return a dataclass field that is one ROS parameter.
 
-    limits: inclusive, in the parameter's own unit; choices: the strings allowed; live: may be
-    set while the node runs.
+    default: () for a list of strings, empty unless it is given. limits: inclusive, in the
+    parameter's own unit; choices: the strings allowed; live: may be set while the node runs.
     """
     metadata = {
         'description': description,
@@ -66,6 +67,11 @@ def check_values(parameters: Any) -> None:
             raise ValueError(
                 f'{spec.name} is {value}{unit}, must be {limits[0]:g}..{limits[1]:g}{unit}'
             )
+
+
+def live_parameters(kind: type) -> set[str]:
+    """Names of the parameters that may be set while the node runs."""
+    return {spec.name for spec in fields(kind) if spec.metadata['live']}
 
 
 def unknown_parameters(given: Iterable[str], kind: type) -> list[str]:
@@ -114,13 +120,17 @@ def describe(spec: Field[Any]) -> ParameterDescriptor:
 def _declare_one(node: Node, spec: Field[Any]) -> Any:
     if spec.default is MISSING:
         raise TypeError(f'{spec.name} has no default: make it with parameter()')
+    is_list = isinstance(spec.default, tuple)
+    # the type of an empty list cannot be told from its value
+    default = Parameter.Type.STRING_ARRAY if is_list else spec.default
     try:
-        return node.declare_parameter(spec.name, spec.default, describe(spec)).value
+        value = node.declare_parameter(spec.name, default, describe(spec)).value
+        return tuple(value or ()) if is_list else value
     except ParameterException as error:
         limits, choices = spec.metadata['limits'], spec.metadata['choices']
         allowed = f', {limits[0]:g}..{limits[1]:g}' if limits else ''
         allowed += f', one of {", ".join(choices)}' if choices else ''
-        wanted = type(spec.default).__name__
+        wanted = 'a list of strings' if is_list else type(spec.default).__name__
         example = ' (write 1.0, not 1)' if isinstance(spec.default, float) else ''
         raise ValueError(
             f'parameter {spec.name}: {error}; it must be {wanted}{example}{allowed}'

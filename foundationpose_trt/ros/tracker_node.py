@@ -7,42 +7,29 @@ registration, tracking and publishing happen in the worker thread.
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from rcl_interfaces.msg import SetParametersResult
-from rclpy.clock import Clock, ClockType
-from rclpy.node import Node
-from rclpy.parameter import Parameter
-from rclpy.qos import QoSPolicyKind, QoSProfile, ReliabilityPolicy
-from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import String
 
 from foundationpose_trt.datatypes import CameraIntrinsics, Frame, TrackingState
 from foundationpose_trt.ros import conversions
 from foundationpose_trt.ros.build_reports import BuildReports
-from foundationpose_trt.ros.dds import SilenceCheck, announced_but_silent
-from foundationpose_trt.ros.matcher import FrameSet, NewestMatcher
-from foundationpose_trt.ros.parameters import declare, given_parameters, unknown_parameters
+from foundationpose_trt.ros.dds import announced_but_silent
+from foundationpose_trt.ros.image_node import ImageNode, image_stamp_ns
+from foundationpose_trt.ros.ledger import FrameLedger
+from foundationpose_trt.ros.matcher import CLOCK_RESET_NS, FrameSet, NewestMatcher
 from foundationpose_trt.ros.rejections import RejectedMessage
 from foundationpose_trt.ros.running import run_node
-from foundationpose_trt.ros.throttle import ThrottledCount
 from foundationpose_trt.ros.tracker_factory import BuiltTracker, build_tracker
 from foundationpose_trt.ros.tracker_outputs import LATCHED_QOS, TrackerOutputs
 from foundationpose_trt.ros.tracker_parameters import TrackerParameters
 from foundationpose_trt.ros.worker import NewestWorker
 
 NODE_NAME = 'tracker_node'
-CHECK_PERIOD_S = 1.0
-INPUT_QOS_OVERRIDES = (
-    QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH, QoSPolicyKind.RELIABILITY,
-    QoSPolicyKind.DURABILITY,
-)  # fmt: skip
-STAMPS_REMEMBERED = 64
 
 
 @dataclass(frozen=True)
@@ -58,7 +45,7 @@ class Job:
         return self.frames.stamp_ns if self.frames else None
 
 
-class TrackerNode(Node):
+class TrackerNode(ImageNode):
     """Subscribes image, depth, camera_info, segmentation; publishes pose, state, latency/*.
 
     build: makes the tracker from the parameters and a function that it tells the progress of
@@ -67,78 +54,37 @@ class TrackerNode(Node):
     """
 
     def __init__(self, build: Callable[..., BuiltTracker] = build_tracker, **options: Any) -> None:
-        super().__init__(NODE_NAME, **options)
-        self.parameters = declare(self, TrackerParameters)
-        for line in unknown_parameters(given_parameters(self), TrackerParameters):
-            self.get_logger().warning(line)
+        super().__init__(NODE_NAME, TrackerParameters, **options)
         builds = self.create_publisher(String, 'engine_build', LATCHED_QOS)
         reports = BuildReports(self.get_logger(), lambda line: builds.publish(String(data=line)))
         built = build(self.parameters, reports)
         self.get_logger().info(f'tracking {built.description}')
         self._tracker, self._warm_up_tracker = built.tracker, built.warm_up
         self._set_graph_capacity = built.set_cuda_graph_cache_capacity
-        self._graph_capacity: int | None = None  # set while running, not yet in force
-        self.add_on_set_parameters_callback(self._on_set_parameters)
         self._warm = False
         self._intrinsics: CameraIntrinsics | None = None
-        self._matcher = NewestMatcher(
-            round(self.parameters.sync_slop_ms * 1e6), self.parameters.mask_history_frames
-        )
-        self._settled_ns: deque[int] = deque(maxlen=STAMPS_REMEMBERED)
-        self.dropped = 0
-        self.outcomes: Counter[str] = Counter()
-        self._trouble = ThrottledCount()
-        self._silence = SilenceCheck(self.parameters.silence_warning_s)
+        history = self.parameters.mask_history_frames
+        self._matcher = NewestMatcher(round(self.parameters.sync_slop_ms * 1e6), history)
+        self._ledger = FrameLedger(history)
+        self._newest: Job | None = None
+        self._last_ns: int | None = None  # of the frame handled last
         self._outputs = TrackerOutputs(self)
         self._outputs.publish_state(self._tracker.state)
         self._worker: NewestWorker[Job] = NewestWorker(self._process, self._prefer)
         self._worker.start()
-        if not self.parameters.build_only:
-            self._listen()
-
-    def finished(self) -> bool:
-        """With build_only at once; raises WorkerFailed when the worker ended with an exception."""
-        self._worker.raise_failure()
-        return self.parameters.build_only
-
-    def close(self) -> bool:
-        """Stop the worker, say what happened to the frames; False when a frame still runs."""
-        if self._worker.stopping:
-            return self._worker.stop(timeout_s=0.0)
-        ended = self._worker.stop()
-        if not ended:
-            self.get_logger().warning('ending in the middle of a frame')
-        self.get_logger().info(f'frames by outcome: {dict(self.outcomes)}, dropped {self.dropped}')
-        return ended
-
-    # Callbacks of the executor's thread.
-
-    def _listen(self) -> None:
-        self._image_topics = {}
-        for kind, topic, callback in (
+        inputs = (
             (CameraInfo, 'camera_info', self._on_camera_info),
             (Image, 'segmentation', self._on_segmentation),
             (Image, 'image', self._on_image),
             (Image, 'depth', self._on_depth),
-        ):
-            subscription = self.create_subscription(
-                kind, topic, callback, input_qos(),
-                qos_overriding_options=QoSOverridingOptions(INPUT_QOS_OVERRIDES),
-            )  # fmt: skip
-            self._image_topics[topic] = subscription.topic_name
-        # steady: with use_sim_time and no /clock, ROS time stands still and nothing would warn
-        self.create_timer(
-            CHECK_PERIOD_S, self._check_inputs, clock=Clock(clock_type=ClockType.STEADY_TIME)
         )
+        if not self.parameters.build_only:
+            self._listen(inputs, self._check_inputs)
 
-    def _on_set_parameters(self, parameters: Sequence[Parameter]) -> SetParametersResult:
-        for given in parameters:
-            if given.name == 'cuda_graph_cache_capacity':
-                self._graph_capacity = given.value
-        return SetParametersResult(successful=True)
+    # Callbacks of the executor's thread.
 
     def _on_camera_info(self, message: CameraInfo) -> None:
-        self._silence.heard('camera_info', time.monotonic())
+        self._heard('camera_info')
         try:
             intrinsics = conversions.intrinsics_from_message(message)
         except RejectedMessage as error:
@@ -150,37 +96,43 @@ class TrackerNode(Node):
             self._worker.offer(Job(intrinsics))
 
     def _on_image(self, message: Image) -> None:
-        self._silence.heard('image', time.monotonic())
-        self._offer(self._matcher.add_image(_stamp_ns(message), message))
+        self._heard('image')
+        self._offer(self._matcher.add_image(image_stamp_ns(message), message))
 
     def _on_depth(self, message: Image) -> None:
-        self._silence.heard('depth', time.monotonic())
-        self._offer(self._matcher.add_depth(_stamp_ns(message), message))
+        self._heard('depth')
+        self._offer(self._matcher.add_depth(image_stamp_ns(message), message))
 
     def _on_segmentation(self, message: Image) -> None:
-        self._silence.heard('segmentation', time.monotonic())
-        self._offer(self._matcher.add_segmentation(_stamp_ns(message), message))
+        self._heard('segmentation')
+        self._offer(self._matcher.add_segmentation(image_stamp_ns(message), message))
 
     def _offer(self, frames: FrameSet | None) -> None:
-        if frames is None or (frames.late_mask and self._tracking()):
+        if frames is None:
             return
         if self._intrinsics is None:
             if self._trouble.note('NO_CAMERA_INFO'):
                 self.get_logger().warning(
-                    f'images arrive, no usable {self._image_topics["camera_info"]} yet:'
+                    f'images arrive, no usable {self._topics["camera_info"]} yet:'
                     ' nothing is tracked'
                 )
             return
         job = Job(self._intrinsics, frames)
+        if not frames.late_mask:
+            self._newest = job
+        elif self._tracking() or self._ledger.was_dropped(frames.stamp_ns):
+            return
         displaced = self._worker.offer(job)
-        # a frame that is replaced by itself, now with its mask, is not dropped
         if displaced is job or (displaced is not None and displaced.stamp_ns != job.stamp_ns):
-            self._drop(displaced)
+            self._pass_over(displaced.frames)  # else it was replaced by itself, with its mask
 
-    def _drop(self, job: Job) -> None:
-        if job.stamp_ns is not None and job.stamp_ns not in self._settled_ns:
-            self._settled_ns.append(job.stamp_ns)
-            self.dropped += 1
+    def _pass_over(self, frames: FrameSet | None) -> None:
+        if frames is None:
+            return
+        if frames.segmentation is None and not self._tracking():
+            self._ledger.set_aside(frames.stamp_ns)
+        else:
+            self._ledger.drop(frames.stamp_ns)
 
     def _tracking(self) -> bool:
         return self._tracker.state is TrackingState.TRACKING
@@ -199,12 +151,7 @@ class TrackerNode(Node):
         mismatch = self._matcher.never_matching()
         if mismatch and self._trouble.note('STAMPS_NEVER_MATCH'):
             self.get_logger().warning(mismatch)
-        now_s = time.monotonic()
-        names = self._image_topics
-        silent = {
-            topic: self._silence.silent(topic, self.count_publishers(names[topic]), now_s)
-            for topic in names
-        }
+        names, silent = self._topics, self._silent_topics()
         for topic in ('image', 'depth'):
             if silent[topic] and self._trouble.note(f'SILENT_{topic}'):
                 after_s = self._silence.after_s
@@ -221,33 +168,65 @@ class TrackerNode(Node):
     # The worker's thread.
 
     def _process(self, job: Job) -> None:
-        self._apply_graph_capacity()
+        for capacity in self._take_changes().values():  # the only parameter of this kind
+            self._set_graph_capacity(capacity)
         self._warm_up(job.intrinsics)
         if job.frames is None:
             return
-        self._settled_ns.append(job.frames.stamp_ns)
+        if self._outrun(job.frames):
+            self._ledger.drop(job.frames.stamp_ns)
+            return
+        self._follow(job.frames, self._handle(job.frames, job.intrinsics))
+        if self._tracking():
+            self._ledger.expect_none()  # masks serve no more
+
+    def _follow(self, frames: FrameSet, registered: tuple[Frame, np.ndarray] | None) -> None:
+        """Publish the first pose: the object may have moved on while it was registered."""
+        newest = self._newest
+        if registered is None:
+            return
+        if newest and newest.frames and newest.frames.stamp_ns > frames.stamp_ns:
+            self._handle(newest.frames, newest.intrinsics)
+        else:
+            self._outputs.publish_pose(*registered)
+
+    def _outrun(self, frames: FrameSet) -> bool:
+        """Tell whether what is tracked was already seen in a frame as new as this one."""
+        if self._last_ns is None or not self._tracking():
+            return False
+        return 0 <= self._last_ns - frames.stamp_ns < CLOCK_RESET_NS
+
+    def _handle(
+        self, frames: FrameSet, intrinsics: CameraIntrinsics
+    ) -> tuple[Frame, np.ndarray] | None:
+        """Work on a frame and publish what became of it; a pose just registered is returned."""
+        self._ledger.handle(frames.stamp_ns)
+        self._last_ns = frames.stamp_ns
         try:
             frame = conversions.frame_from_messages(
-                job.frames.image, job.frames.depth, job.intrinsics, self.parameters.depth_unit_m
+                frames.image, frames.depth, intrinsics, self.parameters.depth_unit_m
             )
         except RejectedMessage as error:
             self._reject(error)
-            return
-        step = self._tracker.step(frame, self._mask(job.frames, frame))
+            return None
+        step = self._tracker.step(frame, self._mask(frames, frame))
         if self._worker.stopping:
-            return
-        if step.estimate.camera_from_object is not None:
-            self._outputs.publish_pose(frame, step.estimate.camera_from_object)
+            return None
+        pose = step.estimate.camera_from_object
+        if pose is not None and step.stage != 'register':
+            self._outputs.publish_pose(frame, pose)
         if f'{step.stage}_ms' in ('register_ms', 'track_ms'):
             self._outputs.publish_latency(f'{step.stage}_ms', step.elapsed_ms)
         self._outputs.publish_state(step.state)
         self._settle(step.estimate.outcome.value)
+        return (frame, pose) if pose is not None and step.stage == 'register' else None
 
     def _mask(self, frames: FrameSet, frame: Frame) -> np.ndarray | None:
         if frames.segmentation is None or self._tracking():
             return None
         try:
-            return conversions.mask_for_frame(frames.segmentation, frame)
+            label = self.parameters.mask_label
+            return conversions.mask_for_frame(frames.segmentation, frame, label)
         except RejectedMessage as error:
             self._reject(error)
             return None
@@ -260,31 +239,10 @@ class TrackerNode(Node):
         self._warm = True
         self.get_logger().info(f'warm after {time.monotonic() - start_s:.2f} s')
 
-    def _apply_graph_capacity(self) -> None:
-        capacity, self._graph_capacity = self._graph_capacity, None
-        if capacity is not None:
-            self._set_graph_capacity(capacity)
-            self.get_logger().info(f'cuda_graph_cache_capacity is now {capacity}')
-
-    def _reject(self, error: RejectedMessage) -> None:
-        name = error.rejection.value
-        if self._trouble.note(name):
-            self.get_logger().error(f'{error} ({self._trouble.counts[name]} so far)')
-        self._settle(name)
-
     def _settle(self, outcome: str) -> None:
         self.outcomes[outcome] += 1
         self._outputs.publish_outcome(outcome)
         self._outputs.publish_latency('dropped', self.dropped)
-
-
-def input_qos() -> QoSProfile:
-    """Return best effort, newest only; one object per topic, as overrides are written into it."""
-    return QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
-
-
-def _stamp_ns(message: Image) -> int:
-    return conversions.stamp_ns(message.header.stamp)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

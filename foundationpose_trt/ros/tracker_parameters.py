@@ -87,6 +87,10 @@ class TrackerParameters:
     sync_slop_ms: float = parameter(
         10.0, 'largest distance of stamps of image, depth and mask', 'ms', (0.0, 1000.0)
     )
+    mask_label: int = parameter(
+        0, 'value of the object in the segmentation: its place in the objects of detector_node,'
+        ' from 1; 0: every pixel that is not zero', '', (0, 255),
+    )  # fmt: skip
     mask_history_frames: int = parameter(
         15, 'frames remembered for a mask that arrives late', 'frames', (1, 300)
     )
