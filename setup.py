@@ -31,7 +31,7 @@ def version() -> str:
 setup(
     name=PACKAGE,
     version=version(),
-    description='Registers and tracks the 6-DoF pose of an object in RGB-D images, in ROS 2',
+    description='Finds an object in RGB-D images, registers and tracks its 6-DoF pose, in ROS 2',
     long_description=(HERE / 'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
@@ -56,6 +56,8 @@ setup(
         'console_scripts': [
             f'foundationpose-trt = {PACKAGE}.tools.cli:main',
             f'tracker_node = {PACKAGE}.ros.tracker_node:main',
+            f'detector_node = {PACKAGE}.ros.detector_node:main',
+            f'pipeline_node = {PACKAGE}.ros.pipeline_node:main',
             f'player_node = {PACKAGE}.ros.player_node:main',
         ]
     },

@@ -12,7 +12,7 @@ from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
 from launch_ros.substitutions import FindPackageShare
 
-from foundationpose_trt.ros.dds import profile_environment
+from foundationpose_trt.ros.dds import node_environment
 from launch import LaunchContext, LaunchDescription
 
 PACKAGE = 'foundationpose_trt'
@@ -56,14 +56,10 @@ def generate_launch_description() -> LaunchDescription:
             DeclareLaunchArgument(f'{topic}_topic', default_value=topic, description=description)
         )
     # for this node and every publisher started from a launch file that includes this one
-    profile = [
-        SetEnvironmentVariable(name, value)
-        for name, value in profile_environment(os.environ).items()
+    variables = [
+        SetEnvironmentVariable(name, value) for name, value in node_environment(os.environ).items()
     ]
-    # PyTorch's idle threads must not spin long beside the other nodes
-    spin = os.environ.get('GOMP_SPINCOUNT', '3000')
-    waiting = SetEnvironmentVariable('GOMP_SPINCOUNT', spin)
-    return LaunchDescription([*arguments, *profile, waiting, OpaqueFunction(function=make_node)])
+    return LaunchDescription([*arguments, *variables, OpaqueFunction(function=make_node)])
 
 
 def make_node(context: LaunchContext) -> list[Action]:

@@ -23,9 +23,10 @@ from foundationpose_trt.datatypes import (
 )
 from foundationpose_trt.pose.tracker import TrackingStep
 from foundationpose_trt.ros import conversions
+from foundationpose_trt.ros.qos import LATCHED_QOS
 from foundationpose_trt.ros.tracker_factory import BuiltTracker
 from foundationpose_trt.ros.tracker_node import TrackerNode
-from foundationpose_trt.ros.tracker_outputs import LATCHED_QOS, LATENCIES
+from foundationpose_trt.ros.tracker_outputs import LATENCIES
 
 CAMERA = CameraIntrinsics(40.0, 40.0, 15.5, 11.5, 32, 24)
 RELIABLE = QoSProfile(depth=100)
@@ -89,59 +90,38 @@ class NotingNode(TrackerNode):
         self.arrived += 1
 
 
-class Rig:
-    """Both nodes in one context; `send` publishes, `until` spins until something holds."""
+class Bench:
+    """A node under test and a peer in one context; `until` spins until something holds."""
 
-    def __init__(self, connect=True, **parameters):
+    def __init__(self, make_node):
         self.context = rclpy.Context()
         rclpy.init(context=self.context)
-        self.tracker = ScriptedTracker()
-        overrides = [Parameter('mesh_file_path', value='unused.obj')]
-        overrides += [Parameter(name, value=value) for name, value in parameters.items()]
-        self.graph_capacities = []  # as the worker was told
-        built = BuiltTracker(
-            self.tracker,
-            self.tracker.warm_up,
-            'a scripted tracker',
-            self.graph_capacities.append,
-        )
-        self.node = NotingNode(
-            lambda *_: built, context=self.context, parameter_overrides=overrides
-        )
+        try:
+            self.node = make_node(self.context)
+        except BaseException:
+            self.context.try_shutdown()
+            raise
         self.peer = Node('peer', context=self.context)
         self.executor = SingleThreadedExecutor(context=self.context)
         self.executor.add_node(self.node)
         self.executor.add_node(self.peer)
-        self.heard = {}
-        if connect:
-            self._connect()
+        self.heard, self.out = {}, {}
 
-    def _connect(self):
-        self.out = {
-            topic: self.peer.create_publisher(kind, topic, RELIABLE)
-            for topic, kind in (
-                ('image', Image),
-                ('depth', Image),
-                ('segmentation', Image),
-                ('camera_info', CameraInfo),
-            )
-        }
-        self._listen('pose', PoseStamped, RELIABLE)
-        self._listen('state', String, LATCHED_QOS)
-        self._listen('outcome', String, RELIABLE)
-        for name in LATENCIES:
-            self._listen(f'latency/{name}', Float32, RELIABLE)
-        publishers = self.out.values()
-        self.until(lambda: all(p.get_subscription_count() for p in publishers))
-        self.until(lambda: all(self.node.count_subscribers(t) for t in self.heard))
-        self.until(lambda: self.heard['state'])
-
-    def _listen(self, topic, kind, qos):
+    def listen(self, topic, kind, qos):
         self.heard[topic] = []
         self.peer.create_subscription(kind, topic, self.heard[topic].append, qos)
 
+    def publish_on(self, kinds):
+        """Make publishers of these topics; wait until everything found its other end."""
+        self.out = {
+            topic: self.peer.create_publisher(kind, topic, RELIABLE)
+            for topic, kind in kinds.items()
+        }
+        publishers = self.out.values()
+        self.until(lambda: all(p.get_subscription_count() for p in publishers))
+        self.until(lambda: all(self.node.count_subscribers(t) for t in self.heard))
+
     def close(self):
-        self.tracker.permits.release(1000)
         self.node.close()
         self.node.destroy_node()
         self.peer.destroy_node()
@@ -157,6 +137,47 @@ class Rig:
         while not holds():
             assert time.monotonic() < end_s, 'waited in vain'
             self.executor.spin_once(timeout_sec=0.01)
+
+    def values(self, topic):
+        return [message.data for message in self.heard[topic]]
+
+
+class Rig(Bench):
+    """A tracker_node on a scripted tracker; `send` publishes one message to it."""
+
+    def __init__(self, connect=True, **parameters):
+        self.tracker = ScriptedTracker()
+        overrides = [Parameter('mesh_file_path', value='unused.obj')]
+        overrides += [Parameter(name, value=value) for name, value in parameters.items()]
+        self.graph_capacities = []  # as the worker was told
+        built = BuiltTracker(
+            self.tracker,
+            self.tracker.warm_up,
+            'a scripted tracker',
+            self.graph_capacities.append,
+        )
+        super().__init__(
+            lambda context: NotingNode(
+                lambda *_: built, context=context, parameter_overrides=overrides
+            )
+        )
+        if connect:
+            self._connect()
+
+    def _connect(self):
+        self.listen('pose', PoseStamped, RELIABLE)
+        self.listen('state', String, LATCHED_QOS)
+        self.listen('outcome', String, RELIABLE)
+        for name in LATENCIES:
+            self.listen(f'latency/{name}', Float32, RELIABLE)
+        self.publish_on(
+            {'image': Image, 'depth': Image, 'segmentation': Image, 'camera_info': CameraInfo}
+        )
+        self.until(lambda: self.heard['state'])
+
+    def close(self):
+        self.tracker.permits.release(1000)
+        super().close()
 
     def send(self, topic, stamp_ns, **changes):
         """Publish one message of a topic, let the node take it."""
@@ -187,7 +208,7 @@ class Rig:
             self.send(topic, stamp_ns)
 
     def outcomes(self):
-        return [message.data for message in self.heard['outcome']]
+        return self.values('outcome')
 
     def stamps(self):
         return [conversions.stamp_ns(m.header.stamp) for m in self.heard['pose']]

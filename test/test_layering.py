@@ -31,7 +31,7 @@ MAY_IMPORT = {  # part -> other parts it may import
 }
 ROS_ONLY = (
     'rclpy rcl_interfaces sensor_msgs geometry_msgs std_msgs builtin_interfaces cv_bridge rosbags'
-    ' ament_index_python launch launch_ros'
+    ' vision_msgs tf2_ros ament_index_python launch launch_ros'
 )
 TENSORRT = (
     'tensorrt', 'tensorrt_bindings', 'tensorrt_lean', 'tensorrt_rtx', 'tensorrt_rtx_bindings',

@@ -35,6 +35,13 @@ TOP_LEVEL = {
     '.gitignore',
 }
 LARGEST_REPOSITORY_BYTES = 40 * 10**6
+PROGRAMS = {
+    'foundationpose-trt',
+    'detector_node',
+    'pipeline_node',
+    'player_node',
+    'tracker_node',
+}
 # Packages of a ROS installation that have a rosdep key of their own name.
 ROS_PACKAGES = {
     'ament_index_python',
@@ -47,6 +54,7 @@ ROS_PACKAGES = {
     'rclpy',
     'sensor_msgs',
     'std_msgs',
+    'vision_msgs',
 }
 
 
@@ -120,7 +128,7 @@ def test_wheel_carries_weights_profile_and_shared_files(wheel):
 def test_wheel_carries_programs_and_extras(wheel):
     info = f'{PACKAGE}-{foundationpose_trt.__version__}.dist-info'
     entries = wheel.read(f'{info}/entry_points.txt').decode()
-    for program in ('foundationpose-trt', 'tracker_node', 'player_node'):
+    for program in PROGRAMS:
         assert re.search(rf'^{program} = {PACKAGE}\.\S+:main$', entries, re.M)
     extras = re.findall(r'^Provides-Extra: (\S+)$', wheel.read(f'{info}/METADATA').decode(), re.M)
     assert {'cpu', 'gpu', 'ros', 'train', 'test'} <= set(extras)
@@ -145,7 +153,7 @@ def test_colcon_builds_an_ament_package(source, tmp_path, options):
     assert built.returncode == 0, built.stderr
     prefix = tmp_path / 'install' / PACKAGE
     programs = {path.name for path in (prefix / 'lib' / PACKAGE).iterdir()}
-    assert programs == {'foundationpose-trt', 'tracker_node', 'player_node'}
+    assert programs == PROGRAMS
     assert (prefix / 'share/ament_index/resource_index/packages' / PACKAGE).exists()
     assert list((prefix / 'share' / PACKAGE / 'launch').glob('*.launch.py'))
 

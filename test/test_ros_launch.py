@@ -16,7 +16,12 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip('rclpy', reason='ROS 2 (rclpy) is not installed')
+import rclpy
+
 from foundationpose_trt.ros.dds import PROFILE_PATH, profile_variables
+from foundationpose_trt.ros.detector_parameters import DetectorParameters
+from foundationpose_trt.ros.parameters import declare
+from foundationpose_trt.ros.pipeline_node import DETECTOR, TRACKER, arguments_of
 from foundationpose_trt.ros.player_parameters import PlayerParameters
 from foundationpose_trt.ros.tracker_parameters import TrackerParameters
 
@@ -139,13 +144,116 @@ def test_demo_launch_passes_on_what_tracker_launch_declares(launch_file):
     assert type(player.kwargs['on_exit']).__name__ == 'Shutdown'
 
 
-@pytest.mark.parametrize('name', ['tracker', 'demo'])
+@pytest.mark.parametrize('name', ['tracker', 'demo', 'pipeline'])
 def test_files_and_executables_that_launch_names_are_installed(launch_file, name):
     module, entities = launch_file(name)
     setup = (ROOT / 'setup.py').read_text()
-    nodes = of_kind(entities, 'Node') or module.make_node(defaults(entities))
+    make = getattr(module, 'make_nodes', getattr(module, 'make_node', None))
+    nodes = of_kind(entities, 'Node') or make(defaults(entities))
     for node in nodes:
         assert f'{node.kwargs["executable"]} = ' in setup
     source = Path(module.__file__).read_text()
     for folder, file in re.findall(r"'(config|launch)', '([\w.]+)'", source):
         assert (ROOT / folder / file).is_file()
+
+
+PIPELINE = {
+    'model': '/m', 'objects': 'mug, drill', 'confidence_threshold': '1', 'max_rate_hz': '15',
+    'publish_debug': 'true', 'mesh_file_path': '/m.obj', 'mesh_scale': '0.001', 'mask_label': '2',
+    'weights': 'small', 'device': 'cpu', 'build_engines': 'false',
+    'cuda_graph_cache_capacity': '4',
+}  # fmt: skip
+OF_DETECTOR = DetectorParameters(
+    model='/m', objects=('mug', 'drill'), confidence_threshold=1.0, max_rate_hz=15.0,
+    publish_debug=True, device='cpu', cuda_graph_cache_capacity=4,
+)  # fmt: skip
+OF_TRACKER = TrackerParameters(
+    mesh_file_path='/m.obj', mesh_scale=0.001, mask_label=2, weights='small', device='cpu',
+    cuda_graph_cache_capacity=4,
+)  # fmt: skip
+
+
+@pytest.fixture
+def context(tmp_path, monkeypatch):
+    monkeypatch.setenv('ROS_LOG_DIR', str(tmp_path))
+    context = rclpy.Context()
+    rclpy.init(context=context)
+    yield context
+    context.try_shutdown()
+
+
+def pipeline_nodes(launch_file, **given):
+    module, entities = launch_file('pipeline')
+    assert set(PIPELINE) == {name for name, *_ in module.OVERRIDES}
+    return module.make_nodes({**defaults(entities), **given})
+
+
+def test_pipeline_launch_gives_each_node_of_one_process_its_parameters(launch_file, context):
+    (node,) = pipeline_nodes(launch_file, **PIPELINE)
+    assert node.kwargs['executable'] == 'pipeline_node' and 'name' not in node.kwargs
+    folder = ROOT / 'config'
+    words = [
+        word if isinstance(word, str) else str(folder / f'{word.args[0].split("_")[0]}.yaml')
+        for word in node.kwargs['arguments']
+    ]
+    words = ['pipeline_node', *words, '--ros-args', '-r', '__ns:=/a/b']  # as launch starts it
+    expected = {DETECTOR: OF_DETECTOR, TRACKER: OF_TRACKER}
+    for part, values in expected.items():
+        probe = rclpy.create_node(
+            'probe', context=context, cli_args=arguments_of(part, words), namespace='a/b'
+        )
+        assert declare(probe, type(values)) == values
+        assert probe.get_namespace() == '/a/b'
+
+
+def test_pipeline_launch_starts_two_processes_on_request(launch_file):
+    nodes = pipeline_nodes(launch_file, **PIPELINE, one_process='false')
+    for node, expected in zip(nodes, (OF_DETECTOR, OF_TRACKER), strict=True):
+        part = type(expected).__name__.removesuffix('Parameters').lower()
+        assert node.kwargs['executable'] == node.kwargs['name'] == f'{part}_node'
+        file, overrides = node.kwargs['parameters']
+        assert file.args == (f'{part}_params_file',)
+        assert overrides.pop('use_sim_time') is False
+        as_lists = {name: list(v) if isinstance(v, list) else v for name, v in overrides.items()}
+        values = dataclasses.asdict(expected)
+        assert as_lists == {
+            name: list(values[name]) if isinstance(values[name], tuple) else values[name]
+            for name in as_lists
+        }
+
+
+def test_pipeline_launch_overrides_nothing_that_was_not_given(launch_file):
+    (node,) = pipeline_nodes(launch_file)
+    words = [word for word in node.kwargs['arguments'] if isinstance(word, str)]
+    assert words == ['--detector', '--params-file', '--tracker', '--params-file']
+    remapped = {topic: target.args[0] for topic, target in node.kwargs['remappings']}
+    expected = ('image', 'depth', 'camera_info', 'segmentation')
+    assert remapped == {topic: f'{topic}_topic' for topic in expected}
+
+
+@pytest.mark.parametrize(
+    ('name', 'value'), [('max_rate_hz', 'fast'), ('publish_debug', 'yes'), ('mask_label', '1.5')]
+)
+def test_pipeline_launch_names_a_bad_argument(launch_file, name, value):
+    with pytest.raises(ValueError, match=f'launch argument {name}:={value}'):
+        pipeline_nodes(launch_file, **{name: value})
+
+
+def test_arguments_for_one_node_end_at_the_next_word_of_that_kind():
+    words = [
+        'exe',
+        '--detector',
+        '-p',
+        'a:=1',
+        '--tracker',
+        '-p',
+        'b:=2',
+        '-p',
+        'c:=3',
+        '--ros-args',
+        '-p',
+        'd:=4',
+    ]
+    assert arguments_of(DETECTOR, words) == ['--ros-args', '-p', 'a:=1']
+    assert arguments_of(TRACKER, words) == ['--ros-args', '-p', 'b:=2', '-p', 'c:=3']
+    assert arguments_of(TRACKER, ['exe', '--ros-args', '-p', 'd:=4']) == ['--ros-args']

@@ -13,6 +13,7 @@ import rclpy
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
+from foundationpose_trt.ros.detector_parameters import DetectorParameters
 from foundationpose_trt.ros.parameters import (
     check_values,
     declare,
@@ -25,7 +26,11 @@ from foundationpose_trt.ros.tracker_parameters import TrackerParameters
 
 pytestmark = pytest.mark.ros
 CONFIG = Path(__file__).parents[1] / 'config'
-REQUIRED = {TrackerParameters: 'mesh_file_path', PlayerParameters: 'scene'}
+REQUIRED = {
+    TrackerParameters: 'mesh_file_path',
+    PlayerParameters: 'scene',
+    DetectorParameters: 'model',
+}
 
 
 @pytest.fixture
@@ -54,6 +59,11 @@ class Sample:
 
     def __post_init__(self):
         check_values(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Listed:
+    classes: tuple[str, ...] = parameter((), 'which')
 
 
 def test_declares_described_ranged_read_only_parameters(context):
@@ -89,30 +99,49 @@ def test_bad_values_name_parameter_and_what_is_allowed(context, argument, words)
         declare(node, Sample)
 
 
+@pytest.mark.parametrize(('words', 'expected'), [('[]', ()), ('[a, b]', ('a', 'b')), (None, ())])
+def test_lists_of_strings_may_be_empty_or_absent(context, words, expected):
+    node = node_with(context, arguments=['-p', f'classes:={words}'] if words else [])
+    assert declare(node, Listed).classes == expected
+
+
+def test_a_list_that_is_none_is_refused(context):
+    node = node_with(context, arguments=['-p', 'classes:=mug'])
+    with pytest.raises(ValueError, match='classes.*must be a list of strings'):
+        declare(node, Listed)
+
+
+def test_parameters_of_nodes_in_the_same_process_are_not_unknown(context):
+    node = node_with(context, arguments=['-p', 'classes:=[a]', '-p', 'colour:=red'])
+    (line,) = unknown_parameters(given_parameters(node), Sample, [Listed])
+    assert line.startswith('parameter colour is unknown')
+
+
 def test_misspelt_parameters_are_pointed_out(context):
     node = node_with(context, arguments=['-p', 'rate_hs:=1.0', '-p', 'use_sim_time:=false'])
     lines = unknown_parameters(given_parameters(node), Sample)
     assert lines == ['parameter rate_hs is unknown and has no effect: did you mean rate_hz?']
 
 
-@pytest.mark.parametrize('kind', [TrackerParameters, PlayerParameters])
+@pytest.mark.parametrize('kind', REQUIRED)
 def test_yaml_holds_every_parameter_with_its_default(context, kind):
     name = kind.__name__.removesuffix('Parameters').lower()
     path = CONFIG / f'{name}.yaml'
     node = node_with(context, arguments=['--params-file', str(path)])
-    defaults = {spec.name: spec.default for spec in dataclasses.fields(kind)}
+    # an empty list has no type in YAML: lists stand there as comments
+    defaults = {s.name: s.default for s in dataclasses.fields(kind) if s.default != ()}
     given = {key: node._parameter_overrides[key].value for key in given_parameters(node)}
     given.pop('use_sim_time', None)
     assert given == defaults
     assert [type(given[key]) for key in defaults] == [type(v) for v in defaults.values()]
 
 
-@pytest.mark.parametrize('kind', [TrackerParameters, PlayerParameters])
+@pytest.mark.parametrize('kind', REQUIRED)
 def test_yaml_comments_state_the_declared_limits(kind):
     name = kind.__name__.removesuffix('Parameters').lower()
     lines = (CONFIG / f'{name}.yaml').read_text().splitlines()
     for spec in dataclasses.fields(kind):
-        line = next(text for text in lines if text.strip().startswith(f'{spec.name}:'))
+        line = next(t for t in lines if t.strip(' #').startswith(f'{spec.name}:'))
         assert '#' in line and spec.metadata['description']
         written = re.search(r'([0-9.e+-]+)\.\.([0-9.e+-]+)$', line.partition('#')[2])
         limits = spec.metadata['limits']
@@ -124,7 +153,7 @@ def test_yaml_comments_state_the_declared_limits(kind):
             assert not choice or choice in line or spec.name == 'wait_for_state'
 
 
-@pytest.mark.parametrize('kind', [TrackerParameters, PlayerParameters])
+@pytest.mark.parametrize('kind', REQUIRED)
 def test_required_parameters_are_asked_for_by_name(kind):
     with pytest.raises(ValueError, match=f'{REQUIRED[kind]} is empty: set it'):
         kind()

@@ -24,7 +24,7 @@ from foundationpose_trt.datatypes import CameraIntrinsics, Frame
 from foundationpose_trt.pose.mesh import build_mesh
 from foundationpose_trt.ros.conversions import stamp_ns
 from foundationpose_trt.ros.player_node import PlayerNode
-from foundationpose_trt.ros.tracker_outputs import LATCHED_QOS
+from foundationpose_trt.ros.qos import LATCHED_QOS
 from foundationpose_trt.scenes.bop import BopWriter
 
 pytestmark = pytest.mark.ros

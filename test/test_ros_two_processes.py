@@ -28,7 +28,7 @@ from std_msgs.msg import Float32, String
 import foundationpose_trt
 from foundationpose_trt.ros.conversions import pose_matrix, stamp_ns
 from foundationpose_trt.ros.dds import use_shared_memory_profile
-from foundationpose_trt.ros.tracker_outputs import LATCHED_QOS
+from foundationpose_trt.ros.qos import LATCHED_QOS
 from foundationpose_trt.scenes.metrics import rotation_error_rad, translation_error_m
 from foundationpose_trt.tools import make_scene
 

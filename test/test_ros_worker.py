@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 
 import pytest
 
+from foundationpose_trt.ros.throttle import RateLimit
 from foundationpose_trt.ros.worker import NewestWorker, WorkerFailed
 
 WAIT_S = 5.0
@@ -82,3 +84,21 @@ def test_stop_without_work_and_twice():
     worker = NewestWorker(print)
     worker.start()
     assert worker.stop() and worker.stop()
+
+
+@pytest.mark.parametrize(
+    ('rate_hz', 'highest_hz', 'expected'),
+    [(30.0, 0.0, 30.0), (30.0, 15.0, 15.0), (30.0, 20.0, 20.0), (30.0, 100.0, 30.0)],
+)
+def test_a_rate_limit_lets_the_highest_mean_rate_through(rate_hz, highest_hz, expected):
+    limit = RateLimit(highest_hz)
+    jitter = random.Random(1)
+    times = [k / rate_hz + jitter.uniform(0, 0.004) for k in range(3000)]
+    passed = sum(limit.lets_through(now_s) for now_s in times)
+    assert passed / times[-1] == pytest.approx(expected, rel=0.01)
+
+
+def test_a_rate_limit_makes_up_for_no_pause():
+    limit = RateLimit(10.0)
+    assert limit.lets_through(0.0) and not limit.lets_through(0.05)
+    assert limit.lets_through(5.0) and not limit.lets_through(5.05)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -43,8 +43,7 @@ class DetectorSettings:
 
     def __post_init__(self) -> None:
         require(
-            0 <= self.threshold < 1,
-            f'confidence_threshold is {self.threshold}, must be at least 0 and below 1',
+            0 <= self.threshold <= 1, f'confidence_threshold is {self.threshold}, must be 0..1'
         )
         require(
             len(self.objects) <= MOST_OBJECTS and len(set(self.objects)) == len(self.objects),
@@ -80,10 +79,10 @@ class Detector:
         require_fit(manifest, engine)
         classes = self.settings.classes or tuple(manifest.class_names)
         self.objects = self.settings.objects or classes
-        self._object_columns = manifest.columns_of(self.objects)
+        self.object_columns = manifest.columns_of(self.objects)
         columns = manifest.columns_of(tuple(dict.fromkeys((*classes, *self.objects))))
         self._select = Selector(columns, manifest.select, self.device)
-        self._painter = LabelPainter(self._object_columns, len(manifest.classes), self.device)
+        self._painter = LabelPainter(self.object_columns, len(manifest.classes), self.device)
         self._preprocess = make_preprocessor(manifest, self.device)
         self._session = Session(engine, None)
         self.set_cuda_graph_cache_capacity(self.settings.cuda_graph_cache_capacity)
@@ -99,6 +98,10 @@ class Detector:
         """Keep so many CUDA graphs, 0: none; safe between calls."""
         self._session.set_cuda_graph_cache(CudaGraphCache(capacity) if capacity else None)
         self._input = None  # a graph has an input buffer of its own
+
+    def set_threshold(self, threshold: float) -> None:
+        """Count scores above this from the next call on. Raises ValueError outside 0..1."""
+        self.settings = replace(self.settings, threshold=threshold)
 
     def stats(self) -> CacheStats | None:
         """Counters of the graph cache, None without graphs."""
@@ -131,7 +134,7 @@ class Detector:
             mark('download')
         detections = unpacked(rows, self.settings.threshold)
         if masks is not None and not self._paints:
-            labels = labels_of_masks(detections, self._object_columns, masks, size)
+            labels = labels_of_masks(detections, self.object_columns, masks, size)
         return Found(detections, labels)
 
     def labels_from_boxes(
@@ -142,7 +145,7 @@ class Detector:
         band_m: float = DEFAULT_BAND_M,
     ) -> np.ndarray:
         """Label image (H, W) uint8 of a detector without masks (label_image.label_image)."""
-        return label_image(detections, self._object_columns, size, depth_m, band_m)
+        return label_image(detections, self.object_columns, size, depth_m, band_m)
 
     @torch.inference_mode()
     def masks_of(self, image: ColorImage) -> tuple[Detections, np.ndarray]:

@@ -14,6 +14,7 @@ from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
 from foundationpose_trt.datatypes import CameraIntrinsics, Frame
+from foundationpose_trt.detection.images import LAYOUTS, ColorImage
 from foundationpose_trt.geometry import quaternion_xyzw, transform
 from foundationpose_trt.ros.other_encodings import color_by_library
 from foundationpose_trt.ros.rejections import RejectedMessage, Rejection
@@ -60,6 +61,22 @@ def rgb_array(message: Image) -> np.ndarray:
     channels, conversion = layout
     pixels = pixel_view(message, np.dtype('u1'), channels)
     return pixels if conversion is None else cv2.cvtColor(pixels, conversion)
+
+
+def color_image(message: Image) -> ColorImage:
+    """Return an image for the detector: the message's own bytes, else R G B by a library.
+
+    Raises RejectedMessage for an encoding that nothing reads, or sizes that contradict each other.
+    """
+    if message.encoding not in LAYOUTS:
+        return ColorImage.of_array(color_by_library(message))
+    data = np.frombuffer(message.data, np.uint8)
+    try:
+        return ColorImage(data, message.height, message.width, message.step, message.encoding)
+    except ValueError as error:
+        raise RejectedMessage(
+            Rejection.BAD_IMAGE, f'{error}; the publisher fills the message wrongly'
+        ) from error
 
 
 def depth_m_array(message: Image, metres_per_unit: float = METRES_PER_16UC1) -> np.ndarray:

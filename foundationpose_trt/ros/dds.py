@@ -40,6 +40,15 @@ def profile_environment(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: str(PROFILE_PATH) for name in profile_variables()}
 
 
+def node_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables to set for the nodes of a launch file: the profile, short spinning.
+
+    PyTorch's idle threads otherwise spin and starve the other nodes of a small machine.
+    """
+    spin = environment.get('GOMP_SPINCOUNT', '3000')
+    return {**profile_environment(environment), 'GOMP_SPINCOUNT': spin}
+
+
 def use_shared_memory_profile() -> None:
     """Make Fast DDS in this process and its children use the profile; call before rclpy.init."""
     os.environ.update(profile_environment(os.environ))

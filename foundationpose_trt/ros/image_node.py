@@ -14,8 +14,10 @@ from rclpy.parameter import Parameter
 from rclpy.qos import QoSPolicyKind, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import Image
+from std_msgs.msg import String
 
 from foundationpose_trt.ros import conversions
+from foundationpose_trt.ros.build_reports import BuildReports
 from foundationpose_trt.ros.dds import SilenceCheck
 from foundationpose_trt.ros.ledger import FrameLedger
 from foundationpose_trt.ros.parameters import (
@@ -24,6 +26,7 @@ from foundationpose_trt.ros.parameters import (
     live_parameters,
     unknown_parameters,
 )
+from foundationpose_trt.ros.qos import LATCHED_QOS
 from foundationpose_trt.ros.rejections import RejectedMessage
 from foundationpose_trt.ros.throttle import ThrottledCount
 from foundationpose_trt.ros.worker import NewestWorker
@@ -38,16 +41,19 @@ INPUT_QOS_OVERRIDES = (
 class ImageNode(Node):
     """A node whose callbacks only put the newest frame into a worker's slot.
 
-    kind: its parameter dataclass, with silence_warning_s and build_only. A subclass sets
-    `_worker` and starts it, and counts what became of each frame with `_settle`.
+    kind: its parameter dataclass, with silence_warning_s and build_only. siblings: those of other
+    nodes in its process, whose parameters it passes over in silence. A subclass sets `_worker` and
+    starts it, and counts what became of each frame with `_settle`.
     """
 
     _worker: NewestWorker[Any]
 
-    def __init__(self, name: str, kind: type, **options: Any) -> None:
+    def __init__(
+        self, name: str, kind: type, siblings: Sequence[type] = (), **options: Any
+    ) -> None:
         super().__init__(name, **options)
         self.parameters: Any = declare(self, kind)
-        for line in unknown_parameters(given_parameters(self), kind):
+        for line in unknown_parameters(given_parameters(self), kind, siblings):
             self.get_logger().warning(line)
         self._live = live_parameters(kind)
         self._changes: dict[str, Any] = {}  # of live parameters, not yet in force
@@ -90,6 +96,11 @@ class ImageNode(Node):
             self._topics[topic] = subscription.topic_name
         # steady: with use_sim_time and no /clock, ROS time stands still and nothing would warn
         self.create_timer(CHECK_PERIOD_S, check, clock=Clock(clock_type=ClockType.STEADY_TIME))
+
+    def _build_reports(self) -> BuildReports:
+        """Where the progress of engine builds goes: the log and topic `engine_build`."""
+        builds = self.create_publisher(String, 'engine_build', LATCHED_QOS)
+        return BuildReports(self.get_logger(), lambda line: builds.publish(String(data=line)))
 
     def _on_set_parameters(self, parameters: Sequence[Parameter]) -> SetParametersResult:
         given = {p.name: p.value for p in parameters if p.name in self._live}

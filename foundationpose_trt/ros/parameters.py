@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, Field, field, fields
 from typing import Any, TypeVar
 
@@ -74,12 +74,15 @@ def live_parameters(kind: type) -> set[str]:
     return {spec.name for spec in fields(kind) if spec.metadata['live']}
 
 
-def unknown_parameters(given: Iterable[str], kind: type) -> list[str]:
+def unknown_parameters(
+    given: Iterable[str], kind: type, siblings: Sequence[type] = ()
+) -> list[str]:
     """Explain parameters that were given but that the node does not have, one line each.
 
     ROS ignores those without a word, so a misspelt name would leave the default in force.
+    siblings: of other nodes that share the process and its arguments; theirs are not unknown.
     """
-    known = [spec.name for spec in fields(kind)]
+    known = [spec.name for one in (kind, *siblings) for spec in fields(one)]
     lines = []
     for name in sorted(given):
         if name in known or name.startswith(OTHERS_PARAMETERS):

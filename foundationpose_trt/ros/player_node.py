@@ -20,8 +20,8 @@ from foundationpose_trt.datatypes import Frame
 from foundationpose_trt.ros import conversions
 from foundationpose_trt.ros.parameters import declare, given_parameters, unknown_parameters
 from foundationpose_trt.ros.player_parameters import PlayerParameters
+from foundationpose_trt.ros.qos import LATCHED_QOS, RESULT_QOS
 from foundationpose_trt.ros.running import run_node
-from foundationpose_trt.ros.tracker_outputs import LATCHED_QOS, RESULT_QOS
 from foundationpose_trt.scenes.bop import BopScene
 
 NODE_NAME = 'player_node'

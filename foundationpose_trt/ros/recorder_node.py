@@ -20,8 +20,9 @@ from std_msgs.msg import Float32, String
 
 from foundationpose_trt.ros.conversions import pose_matrix, stamp_ns
 from foundationpose_trt.ros.parameters import check_values, declare, parameter
+from foundationpose_trt.ros.qos import LATCHED_QOS
 from foundationpose_trt.ros.running import run_node
-from foundationpose_trt.ros.tracker_outputs import LATCHED_QOS, LATENCIES
+from foundationpose_trt.ros.tracker_outputs import LATENCIES
 
 NODE_NAME = 'recorder_node'
 RECORD_QOS = QoSProfile(

@@ -1,4 +1,4 @@
-"""What every executable of this package does around its node: start, spin, end, exit status."""
+"""What every executable of this package does around its nodes: start, spin, end, status."""
 
 from __future__ import annotations
 
@@ -44,7 +44,16 @@ class RunnableNode(Protocol):
 def run_node(
     name: str, make_node: Callable[[], RunnableNode], arguments: Sequence[str] | None = None
 ) -> int:
-    """Run one node until it is finished or SIGINT or SIGTERM arrives; return the exit status.
+    """Run one node until it is finished or SIGINT or SIGTERM arrives; as run_nodes."""
+    return run_nodes(name, [make_node], arguments)
+
+
+def run_nodes(
+    name: str,
+    makers: Sequence[Callable[[], RunnableNode]],
+    arguments: Sequence[str] | None = None,
+) -> int:
+    """Run nodes in one process until all are finished or a signal arrives; return the status.
 
     0: finished or stopped by a signal; 1: a failure while running; 2: bad parameters or files.
     Signals only set a flag, so that nothing publishes into a context that is already gone.
@@ -56,12 +65,15 @@ def run_node(
         signal_handler_options=SignalHandlerOptions.NO,
     )
     status, all_ended = BAD_INPUT, True
+    nodes: list[RunnableNode] = []
     try:
-        node = make_node()
+        for make in makers:
+            nodes.append(make())
     except (ValueError, OSError) as error:
         get_logger(name).fatal(f'cannot start: {error}')
+        all_ended = all([node.close() for node in nodes])
     else:
-        status, all_ended = _spin(node, stop)
+        status, all_ended = _spin(name, nodes, stop)
     rclpy.try_shutdown()
     if not all_ended:
         # Python would tear down under a thread that is inside torch, which aborts the process
@@ -71,25 +83,32 @@ def run_node(
     return status
 
 
-def _spin(node: RunnableNode, stop: StopRequest) -> tuple[int, bool]:
+def _spin(name: str, nodes: list[RunnableNode], stop: StopRequest) -> tuple[int, bool]:
     """Spin to the end; return the exit status and whether all threads ended."""
     executor = SingleThreadedExecutor()
-    executor.add_node(node)
+    for node in nodes:
+        executor.add_node(node)
     status = 0
     try:
-        while not stop.requested and not node.finished():
+        while not stop.requested and not _all_finished(nodes):
             executor.spin_once(timeout_sec=SPIN_TIMEOUT_S)
-        node.close()
-        node.finished()  # raises what a thread raised in its last moments
+        for node in nodes:
+            node.close()
+        _all_finished(nodes)  # raises what a thread raised in its last moments
     except ExternalShutdownException:
         pass  # somebody in this process called rclpy.shutdown: an end like any other
     except (WorkerFailed, TimeoutError) as error:
-        node.get_logger().fatal(str(error))
+        get_logger(name).fatal(str(error))
         status = FAILED
-    all_ended = node.close()
+    all_ended = all([node.close() for node in nodes])
     executor.shutdown(timeout_sec=1.0)
-    node.destroy_node()
+    for node in nodes:
+        node.destroy_node()
     return status, all_ended
+
+
+def _all_finished(nodes: list[RunnableNode]) -> bool:
+    return all([node.finished() for node in nodes])  # a list: each may raise what a thread raised
 
 
 class StopRequest:

@@ -1,4 +1,4 @@
-"""Counts events by name and says when one may be logged again."""
+"""When something may happen again: a log line of one kind of trouble, a frame of a rate."""
 
 from __future__ import annotations
 
@@ -28,4 +28,28 @@ class ThrottledCount:
         if key in self._logged_s and now_s - self._logged_s[key] < self._period_s:
             return False
         self._logged_s[key] = now_s
+        return True
+
+
+class RateLimit:
+    """Lets events through at a highest mean rate, evenly; 0 lets all through.
+
+    Pure logic: feed it times in seconds, any clock. Events that come at a rate which is no
+    multiple of the highest are let through at the nearest ones after each due time.
+    """
+
+    def __init__(self, highest_hz: float) -> None:
+        self.highest_hz = highest_hz
+        self._due_s: float | None = None
+
+    def lets_through(self, now_s: float) -> bool:
+        """Tell whether an event may happen now, and count it."""
+        if self.highest_hz <= 0:
+            return True
+        if self._due_s is not None and now_s < self._due_s:
+            return False
+        period_s = 1.0 / self.highest_hz
+        is_late = self._due_s is None or now_s - self._due_s > period_s
+        # from the due time, not from now: else the mean rate would fall below the highest
+        self._due_s = (now_s if is_late else self._due_s) + period_s  # type: ignore[operator]
         return True

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
-
-import torch
 
 from foundationpose_trt.datatypes import CameraIntrinsics
 from foundationpose_trt.pose.backends import Progress, open_engines
@@ -22,8 +19,8 @@ from foundationpose_trt.pose.estimator import (
 from foundationpose_trt.pose.mesh import ObjectMesh, load_mesh
 from foundationpose_trt.pose.tracker import ObjectTracker, TrackerSettings
 from foundationpose_trt.pose.weights import load_networks
+from foundationpose_trt.ros.build_choices import backend_choice, choose_device, naming
 from foundationpose_trt.ros.tracker_parameters import TrackerParameters
-from foundationpose_trt.runtime.choice import BackendChoice
 
 
 class BuiltTracker(NamedTuple):
@@ -43,9 +40,9 @@ def build_tracker(parameters: TrackerParameters, report: Progress | None = None)
     mesh = _load_mesh(parameters)
     device = choose_device(parameters.device)
     weights, precision = choose_networks(parameters, device)
-    with _naming(f"weights '{weights}' (precision {precision})"):
+    with naming(f"weights '{weights}' (precision {precision})"):
         networks = load_networks(weights, device, precision)
-    with _naming(f"backend '{parameters.backend}'"):
+    with naming(f"backend '{parameters.backend}'"):
         engines = open_engines(networks, backend_choice(parameters), report)
     settings = estimator_settings(parameters, device)
     estimator = PoseEstimator(mesh, networks, settings, engines)
@@ -56,18 +53,6 @@ def build_tracker(parameters: TrackerParameters, report: Progress | None = None)
     tracker = ObjectTracker(estimator, tracker_settings(parameters))
     set_capacity = estimator.inference.set_cuda_graph_cache_capacity
     return BuiltTracker(tracker, estimator.warm_up, description, set_capacity)
-
-
-def choose_device(device: str) -> str:
-    """Return 'cpu' or 'cuda'; raises ValueError when CUDA is asked for and not there."""
-    if device == 'auto':
-        return 'cuda' if torch.cuda.is_available() else 'cpu'
-    if device == 'cuda' and not torch.cuda.is_available():
-        raise ValueError(
-            f'device is cuda, but torch {torch.__version__} finds no CUDA GPU: install a CUDA'
-            ' build of torch and a driver, or set device to auto or cpu'
-        )
-    return device
 
 
 def choose_networks(parameters: TrackerParameters, device: str) -> tuple[str, str]:
@@ -96,12 +81,6 @@ def estimator_settings(parameters: TrackerParameters, device: str) -> EstimatorS
     )
 
 
-def backend_choice(parameters: TrackerParameters) -> BackendChoice:
-    """Map the parameters to the choice of the back end."""
-    folder = Path(parameters.engines_folder).expanduser() if parameters.engines_folder else None
-    return BackendChoice(parameters.backend, folder, parameters.build_engines)
-
-
 def tracker_settings(parameters: TrackerParameters) -> TrackerSettings:
     """Map the parameters to the tracker's settings, which have the same names."""
     names = [spec.name for spec in dataclasses.fields(TrackerSettings)]
@@ -110,15 +89,7 @@ def tracker_settings(parameters: TrackerParameters) -> TrackerSettings:
 
 def _load_mesh(parameters: TrackerParameters) -> ObjectMesh:
     path = Path(parameters.mesh_file_path).expanduser()
-    with _naming(f"mesh_file_path '{path}' (mesh_scale {parameters.mesh_scale:g})"):
+    with naming(f"mesh_file_path '{path}' (mesh_scale {parameters.mesh_scale:g})"):
         if not path.is_file():
             raise ValueError('no such file')
         return load_mesh(path, parameters.mesh_scale)
-
-
-@contextmanager
-def _naming(parameter: str) -> Iterator[None]:
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        raise ValueError(f'parameter {parameter}: {error}') from error

@@ -13,11 +13,9 @@ from typing import Any
 
 import numpy as np
 from sensor_msgs.msg import CameraInfo, Image
-from std_msgs.msg import String
 
 from foundationpose_trt.datatypes import CameraIntrinsics, Frame, TrackingState
 from foundationpose_trt.ros import conversions
-from foundationpose_trt.ros.build_reports import BuildReports
 from foundationpose_trt.ros.dds import announced_but_silent
 from foundationpose_trt.ros.image_node import ImageNode, image_stamp_ns
 from foundationpose_trt.ros.ledger import FrameLedger
@@ -25,7 +23,7 @@ from foundationpose_trt.ros.matcher import CLOCK_RESET_NS, FrameSet, NewestMatch
 from foundationpose_trt.ros.rejections import RejectedMessage
 from foundationpose_trt.ros.running import run_node
 from foundationpose_trt.ros.tracker_factory import BuiltTracker, build_tracker
-from foundationpose_trt.ros.tracker_outputs import LATCHED_QOS, TrackerOutputs
+from foundationpose_trt.ros.tracker_outputs import TrackerOutputs
 from foundationpose_trt.ros.tracker_parameters import TrackerParameters
 from foundationpose_trt.ros.worker import NewestWorker
 
@@ -55,9 +53,7 @@ class TrackerNode(ImageNode):
 
     def __init__(self, build: Callable[..., BuiltTracker] = build_tracker, **options: Any) -> None:
         super().__init__(NODE_NAME, TrackerParameters, **options)
-        builds = self.create_publisher(String, 'engine_build', LATCHED_QOS)
-        reports = BuildReports(self.get_logger(), lambda line: builds.publish(String(data=line)))
-        built = build(self.parameters, reports)
+        built = build(self.parameters, self._build_reports())
         self.get_logger().info(f'tracking {built.description}')
         self._tracker, self._warm_up_tracker = built.tracker, built.warm_up
         self._set_graph_capacity = built.set_cuda_graph_cache_capacity

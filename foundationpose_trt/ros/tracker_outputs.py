@@ -7,19 +7,13 @@ import time
 import numpy as np
 from geometry_msgs.msg import PoseStamped
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from std_msgs.msg import Float32, String
 
 from foundationpose_trt.datatypes import Frame, TrackingState
 from foundationpose_trt.ros.conversions import pose_message
+from foundationpose_trt.ros.qos import LATCHED_QOS, RESULT_QOS
 
 LATENCIES = ('register_ms', 'track_ms', 'publish_ms', 'age_ms', 'dropped')
-RESULT_QOS = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
-LATCHED_QOS = QoSProfile(
-    depth=1,
-    reliability=ReliabilityPolicy.RELIABLE,
-    durability=DurabilityPolicy.TRANSIENT_LOCAL,
-)
 NS_PER_MS = 1e6
 
 
