@@ -119,7 +119,7 @@ def test_graphs_have_no_effect_on_a_cpu(folder):
         ({'classes': ('cup',)}, "knows no class 'cup'; it knows box, can, drill"),
         ({'objects': ('cup', 'mug')}, "knows no class 'cup', 'mug'"),
         ({'objects': ('can', 'can')}, 'each once'),
-        ({'threshold': 1.0}, 'confidence_threshold is 1.0'),
+        ({'threshold': 1.5}, 'confidence_threshold is 1.5'),
         ({'threshold': -0.1}, 'confidence_threshold is -0.1'),
     ],
 )

@@ -71,7 +71,7 @@ def exported(reference, tmp_path_factory):
     def get(size: str) -> Path:
         if size not in folders:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(export, '_reference_model', lambda request: reference(size))
+                patch.setattr(export, 'reference_model', lambda request: reference(size))
                 folder = tmp_path_factory.mktemp('detectors') / size
                 request = DetectorExport(
                     None, size, formats=('onnx', 'torchscript'),

@@ -15,6 +15,7 @@ from foundationpose_trt.detection.label_image import (
 )
 from foundationpose_trt.detection.postprocess import (
     Detections,
+    HostSelector,
     LabelPainter,
     Selector,
     corners_px,
@@ -75,10 +76,30 @@ def test_only_some_classes_count():
     assert len(Selector([4, 2], 2, CPU)(boxes, logits, (100, 200))) == 2
 
 
+@pytest.mark.parametrize('threshold', [0.0, 0.02, 0.5, 0.7, 0.999, 1.0])
+@pytest.mark.parametrize('columns', [[4, 2], list(range(7))])
+def test_a_host_selects_what_the_device_selects(threshold, columns):
+    g = torch.Generator().manual_seed(len(columns))
+    for queries, select in ((1, 1), (50, 20), (300, 300)):
+        logits = 4 * torch.randn(1, queries, 7, generator=g)
+        boxes = torch.rand(1, queries, 4, generator=g) * 1.2 - 0.1
+        packed = Selector(columns, select, CPU)(boxes, logits, (480, 640))
+        wanted = unpacked(packed.numpy(), threshold)
+        host = HostSelector(columns, 7, select)
+        found = host(boxes.numpy(), logits.numpy(), threshold, (480, 640))
+        assert found.queries.tolist() == wanted.queries.tolist()
+        assert found.columns.tolist() == wanted.columns.tolist()
+        np.testing.assert_allclose(found.scores, wanted.scores, rtol=1e-5)
+        np.testing.assert_allclose(found.boxes_px, wanted.boxes_px, atol=1e-3)
+
+
 def test_the_threshold_is_strict():
     logits, boxes = torch.zeros(1, 1, 1), torch.full((1, 1, 4), 0.5)
     packed = Selector([0], 1, CPU)(boxes, logits, (10, 10)).numpy()
     assert len(unpacked(packed, 0.5)) == 0 and len(unpacked(packed, 0.49)) == 1
+    host = HostSelector([0], 1, 1)
+    for threshold, count in ((0.5, 0), (0.49, 1)):
+        assert len(host(boxes.numpy(), logits.numpy(), threshold, (10, 10))) == count
 
 
 @pytest.mark.parametrize(

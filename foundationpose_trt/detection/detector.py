@@ -21,6 +21,7 @@ from .postprocess import (
     FIELDS,
     MOST_OBJECTS,
     Detections,
+    HostSelector,
     LabelPainter,
     Selector,
     instance_masks,
@@ -81,15 +82,15 @@ class Detector:
         self.objects = self.settings.objects or classes
         self.object_columns = manifest.columns_of(self.objects)
         columns = manifest.columns_of(tuple(dict.fromkeys((*classes, *self.objects))))
+        self._select_on_host = HostSelector(columns, len(manifest.classes), manifest.select)
         self._select = Selector(columns, manifest.select, self.device)
         self._painter = LabelPainter(self.object_columns, len(manifest.classes), self.device)
         self._preprocess = make_preprocessor(manifest, self.device)
         self._session = Session(engine, None)
         self.set_cuda_graph_cache_capacity(self.settings.cuda_graph_cache_capacity)
         on_cuda = self.device.type == 'cuda'
-        # on a CPU it costs less to resize the masks of the few objects that were found
         self._paints = on_cuda and bool(manifest.masks)
-        self._stream = torch.cuda.Stream(self.device) if on_cuda else None
+        self.stream = torch.cuda.Stream(self.device) if on_cuda else None
         self._input: torch.Tensor | None = None
         self._result = torch.empty(0, dtype=torch.uint8, device=self.device)
         self._on_host = torch.empty(0, dtype=torch.uint8)
@@ -120,22 +121,34 @@ class Detector:
         runs (to measure).
         """
         size = (image.height, image.width)
-        with torch.cuda.stream(self._stream) if self._stream else nullcontext():
+        with torch.cuda.stream(self.stream) if self.stream else nullcontext():
             self._preprocess.upload(image)
             mark('upload')
             self._preprocess.write(self._input_buffer())
             mark('pre')
             outputs = self._session.run({self.manifest.input: self._input_buffer()})
             mark('network')
-            masks = outputs[self.manifest.masks] if self.manifest.masks else None
-            packed = self._postprocess(outputs, masks, size)
+            if self.stream is None:
+                found = self._found_on_host(outputs, size)
+                mark('post')
+                mark('download')
+                return found
+            packed = self._postprocess(outputs, size)
             mark('post')
             rows, labels = self._download(len(packed), size if self._paints else None)
             mark('download')
-        detections = unpacked(rows, self.settings.threshold)
-        if masks is not None and not self._paints:
-            labels = labels_of_masks(detections, self.object_columns, masks, size)
-        return Found(detections, labels)
+        return Found(unpacked(rows, self.settings.threshold), labels)
+
+    def _found_on_host(self, outputs: dict[str, torch.Tensor], size: tuple[int, int]) -> Found:
+        """Post-processing of a CPU, where the masks of the few objects found are resized."""
+        boxes, logits = (
+            outputs[name].float().numpy() for name in (self.manifest.boxes, self.manifest.logits)
+        )
+        detections = self._select_on_host(boxes, logits, self.settings.threshold, size)
+        if not self.manifest.masks:
+            return Found(detections, None)
+        masks = outputs[self.manifest.masks]
+        return Found(detections, labels_of_masks(detections, self.object_columns, masks, size))
 
     def labels_from_boxes(
         self,
@@ -163,7 +176,7 @@ class Detector:
         return self._input
 
     def _postprocess(
-        self, outputs: dict[str, torch.Tensor], masks: torch.Tensor | None, size: tuple[int, int]
+        self, outputs: dict[str, torch.Tensor], size: tuple[int, int]
     ) -> torch.Tensor:
         """Fill the result: packed rows, then the label image; returns the rows."""
         boxes, logits = outputs[self.manifest.boxes], outputs[self.manifest.logits]
@@ -173,7 +186,8 @@ class Detector:
         if len(self._result) < needed:
             self._result = torch.empty(needed, dtype=torch.uint8, device=self.device)
         self._result[: len(packed) * BYTES] = packed.contiguous().view(torch.uint8).flatten()
-        if masks is not None and self._paints:
+        if self._paints:
+            masks = outputs[self.manifest.masks]
             labels = self._result[needed - pixels : needed].view(size)
             self._painter.paint(packed, masks, self.settings.threshold, labels)
         return packed
@@ -184,16 +198,13 @@ class Detector:
         """Bring the result to the host: the only wait of a call."""
         head = count * BYTES
         total = head + (size[0] * size[1] if size else 0)
-        values = self._result[:total]
-        if self._stream is not None:
-            if len(self._on_host) < total:
-                self._on_host = torch.empty(total, dtype=torch.uint8, pin_memory=True)
-            self._on_host[:total].copy_(values, non_blocking=True)
-            done = torch.cuda.Event()
-            done.record()
-            done.synchronize()
-            values = self._on_host[:total]
-        content = values.numpy().copy()
+        if len(self._on_host) < total:
+            self._on_host = torch.empty(total, dtype=torch.uint8, pin_memory=True)
+        self._on_host[:total].copy_(self._result[:total], non_blocking=True)
+        done = torch.cuda.Event()
+        done.record()
+        done.synchronize()
+        content = self._on_host[:total].numpy().copy()
         rows = content[:head].view(np.float32).reshape(count, FIELDS)
         return rows, content[head:].reshape(size) if size else None
 

@@ -79,7 +79,7 @@ def export_detector(request: DetectorExport, folder: Path) -> DetectorManifest:
     Files of other formats and precisions that are there already, of the same weights, stay
     listed. Raises ValueError when rfdetr is missing or the checkpoint does not load safely.
     """
-    model = _reference_model(request)
+    model = reference_model(request)
     manifest = _manifest(model, request, folder.name)
     folder.mkdir(parents=True, exist_ok=True)
     manifest = _with_known_files(manifest, folder)
@@ -99,8 +99,11 @@ def export_detector(request: DetectorExport, folder: Path) -> DetectorManifest:
     return manifest
 
 
-def _reference_model(request: DetectorExport) -> Any:
-    """Load the reference package's model; its weights come from nowhere but the checkpoint."""
+def reference_model(request: DetectorExport) -> Any:
+    """Load the reference package's model; its weights come from nowhere but the checkpoint.
+
+    Raises ValueError when rfdetr is missing or the checkpoint does not load safely.
+    """
     os.environ.setdefault('HF_HUB_OFFLINE', '1')
     try:
         package = importlib.import_module('rfdetr')

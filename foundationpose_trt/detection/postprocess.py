@@ -8,6 +8,7 @@ suppression: the network suppresses doubles itself.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,6 +83,42 @@ def unpacked(packed: np.ndarray, threshold: float) -> Detections:
         kept[:, :4].copy(), kept[:, 4].copy(), kept[:, 5].astype(np.int64),
         kept[:, 6].astype(np.int64),
     )  # fmt: skip
+
+
+class HostSelector:
+    """What Selector and unpacked give together, for outputs on a CPU.
+
+    The few pairs above the threshold are sorted, instead of all: a tenth of the time.
+    """
+
+    def __init__(self, columns: list[int], count: int, select: int) -> None:
+        """columns: of the logits that count, among all `count` of them. select: how many pairs."""
+        self._counts = np.zeros(count, bool)
+        self._counts[columns] = True
+        self._select = select
+
+    def __call__(
+        self, boxes: np.ndarray, logits: np.ndarray, threshold: float, size: tuple[int, int]
+    ) -> Detections:
+        """Return the detections, best first; boxes (1, Q, 4) and logits (1, Q, C) float32."""
+        values = logits.reshape(-1)
+        # a little lower, as the logit is rounded; the sigmoids decide
+        share = threshold / max(1 - threshold, 1e-9)
+        pairs = np.flatnonzero(values > (math.log(share) - 0.01 if share > 0 else -math.inf))
+        queries, columns = np.divmod(pairs, logits.shape[2])
+        counts = self._counts[columns]
+        chosen = values[pairs[counts]]
+        order = np.argsort(-chosen, kind='stable')[: self._select]
+        scores = 1 / (1 + np.exp(-chosen[order]))
+        order = order[scores > threshold]
+        queries, columns = queries[counts][order], columns[counts][order]
+        box, corners = boxes[0, queries], np.empty((len(order), 4), np.float32)
+        center, half = box[:, :2], np.maximum(box[:, 2:], 0) / 2
+        np.subtract(center, half, out=corners[:, :2])
+        np.add(center, half, out=corners[:, 2:])
+        limits = np.array((size[1], size[0], size[1], size[0]), np.float32)
+        corners = np.minimum(np.maximum(corners * limits, 0), limits)
+        return Detections(corners, scores[: len(order)], columns, queries)
 
 
 @wp.func

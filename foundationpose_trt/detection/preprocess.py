@@ -8,6 +8,7 @@ interpolate with align_corners=False); then / 255, minus mean, over standard dev
 
 from __future__ import annotations
 
+import math
 from typing import Any, Protocol
 
 import cv2
@@ -20,6 +21,7 @@ from ..warp_launch import as_warp, launch
 from .images import LAYOUTS, MONO, RGB, RGBA, UYVY, YUYV, ColorImage
 from .manifest import DetectorManifest
 
+STRIP_PIXELS = 100_000  # 1.2 MB of three floats each: what a core's cache holds
 YUV_CONVERSIONS = {UYVY: cv2.COLOR_YUV2RGB_UYVY, YUYV: cv2.COLOR_YUV2RGB_YUY2}
 
 
@@ -164,43 +166,81 @@ class KernelPreprocessor:
 
 
 class CpuPreprocessor:
-    """The same numbers (to 4e-4 of a standard deviation) by OpenCV."""
+    """The same numbers (to 4e-4 of a standard deviation) by OpenCV.
+
+    In strips that stay in the processor's cache, where they can be cut without a change to any
+    tap: a whole image as floats would go to memory and back. The image given to upload must stay
+    as it is until write has ended.
+    """
 
     def __init__(self, manifest: DetectorManifest, device: torch.device) -> None:
         self._factor, self._offset = _factor_and_offset(manifest)
-        self._float = np.empty((1, 1, 3), np.float32)
-        self._order = (0, 1, 2)
+        self._pixels = np.empty((0, 0, 3), np.uint8)
+        self._layout = RGB
+        self._levels = np.empty((0, 0, 3), np.float32)
 
     def upload(self, image: ColorImage) -> None:
-        """Take the levels as float: resized as bytes, they would be rounded to whole ones."""
-        pixels, self._order = _channels(image)
-        if self._float.shape != pixels.shape:
-            self._float = np.empty(pixels.shape, np.float32)
-        np.copyto(self._float, pixels)
+        """Take the next image, in place."""
+        _, pixel_bytes = LAYOUTS[image.encoding]
+        shape, strides = (image.height, image.width, pixel_bytes), (image.step, pixel_bytes, 1)
+        self._pixels = np.lib.stride_tricks.as_strided(image.data, shape, strides, writeable=False)
+        self._layout = image.layout
 
     def write(self, out: torch.Tensor) -> None:
         """Fill out (1, 3, H, W), fp32 or fp16."""
         _require_input(out)
-        height, width = out.shape[2:]
-        resized = cv2.resize(self._float, (width, height), interpolation=cv2.INTER_LINEAR)
-        for plane, channel, factor, offset in zip(
-            out.numpy()[0], self._order, self._factor, self._offset, strict=True
-        ):
-            values = resized if resized.ndim == 2 else resized[..., channel]
-            np.multiply(values, factor, out=plane, casting='same_kind')
-            plane += offset
+        planes = out.numpy()[0]
+        (source_height, source_width), height = self._pixels.shape[:2], planes.shape[1]
+        count = _strips(source_height, height, source_width)
+        rows, source_rows = height // count, source_height // count
+        normalizer = self._normalizer()
+        for k in range(count):
+            strip = self._levels_of(self._pixels[k * source_rows : (k + 1) * source_rows])
+            size = (planes.shape[2], rows)
+            resized = cv2.resize(strip, size, interpolation=cv2.INTER_LINEAR)
+            normalized = cv2.transform(resized, normalizer)
+            _split(normalized, planes[:, k * rows : (k + 1) * rows])
+
+    def _levels_of(self, pixels: np.ndarray) -> np.ndarray:
+        """Levels as floats: resized as bytes, they would be rounded to whole ones."""
+        if self._layout in YUV_CONVERSIONS:
+            pixels = cv2.cvtColor(pixels, YUV_CONVERSIONS[self._layout])
+        if self._levels.shape != pixels.shape:
+            self._levels = np.empty(pixels.shape, np.float32)
+        np.copyto(self._levels, pixels)
+        return self._levels
+
+    def _normalizer(self) -> np.ndarray:
+        """(3, channels + 1): what turns a pixel's levels and 1 into normalised R, G, B."""
+        is_yuv = self._layout in YUV_CONVERSIONS
+        channels = 3 if is_yuv else self._pixels.shape[2]
+        forward = is_yuv or self._layout in (RGB, RGBA)
+        order = (0, 0, 0) if self._layout == MONO else (0, 1, 2) if forward else (2, 1, 0)
+        matrix = np.zeros((3, channels + 1), np.float32)
+        matrix[range(3), order] = self._factor
+        matrix[:, -1] = self._offset
+        return matrix
 
 
-def _channels(image: ColorImage) -> tuple[np.ndarray, tuple[int, int, int]]:
-    """Pixels (H, W) or (H, W, channels), and which channels are R, G, B."""
-    _, pixel_bytes = LAYOUTS[image.encoding]
-    shape, strides = (image.height, image.width, pixel_bytes), (image.step, pixel_bytes, 1)
-    pixels = np.lib.stride_tricks.as_strided(image.data, shape, strides, writeable=False)
-    if image.layout in YUV_CONVERSIONS:
-        return cv2.cvtColor(pixels, YUV_CONVERSIONS[image.layout]), (0, 1, 2)
-    if image.layout == MONO:
-        return pixels[..., 0], (0, 0, 0)
-    return pixels, (0, 1, 2) if image.layout in (RGB, RGBA) else (2, 1, 0)
+def _strips(source_height: int, height: int, width: int) -> int:
+    """How many strips to cut an image into, so that each is STRIP_PIXELS or few rows.
+
+    Strips of whole rows on both sides sample as the whole does; when an image is enlarged, the
+    taps of a strip would reach into the next.
+    """
+    common = math.gcd(source_height, height) if source_height >= height else 1
+    wanted = max(source_height * width // STRIP_PIXELS, 1)
+    return min(
+        (n for n in range(1, common + 1) if common % n == 0 and n >= wanted), default=common
+    )
+
+
+def _split(pixels: np.ndarray, planes: np.ndarray) -> None:
+    """Write (H, W, 3) float32 into planes (3, H, W)."""
+    if planes.dtype == np.float32:
+        cv2.split(pixels, list(planes))
+    else:
+        np.copyto(planes, pixels.transpose(2, 0, 1), casting='same_kind')
 
 
 def _factor_and_offset(manifest: DetectorManifest) -> tuple[np.ndarray, np.ndarray]:

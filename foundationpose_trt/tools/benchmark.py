@@ -1,4 +1,4 @@
-"""`foundationpose-trt benchmark runtime`: what each back end costs, and what it does to poses."""
+"""`foundationpose-trt benchmark`: what each back end costs, and what it does to poses."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 from ..datatypes import require
+from ..detection.export import SIZES
 from ..pose.backends import NetworkEngines, open_engines
 from ..pose.estimator import EstimatorSettings, PoseEstimator
 from ..pose.weights import PoseNetworks, load_networks
@@ -27,10 +28,11 @@ from ..runtime.specs import graph_key
 from ..runtime.tensorrt_api import installed
 from ..runtime.tensorrt_engine import TensorRtEngine
 from . import report
+from .benchmark_detector import detector_tables, run_detector
 from .benchmark_poses import PoseTask, compare, make_tasks, run_tasks
 from .wider_weights import wider_set
 
-HELP = 'measure the back ends of the networks: latency, memory and the error of the pose'
+HELP = 'measure the back ends of the pose networks (and the error of the pose) or the detector'
 CAPACITY = 8
 WARM_UP = 5
 FEWEST, LIMIT_MS = 20, 1000  # repeats of slow calls, and how long they may take
@@ -72,16 +74,17 @@ def ladder(on_cuda: bool) -> list[Rung]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     on_cuda = torch.cuda.is_available()
-    parser.add_argument('subject', choices=['runtime'])
-    parser.add_argument('--weights', default='base' if on_cuda else 'small', metavar='NAME|DIR')
-    parser.add_argument(
+    parser.add_argument('subject', choices=['runtime', 'detector'])
+    pose = parser.add_argument_group('runtime')
+    pose.add_argument('--weights', default='base' if on_cuda else 'small', metavar='NAME|DIR')
+    pose.add_argument(
         '--width',
         type=float,
         metavar='W',
         help="double the weights up to this width, 1 being the published networks', without"
         ' changing what they compute',
     )
-    parser.add_argument(
+    pose.add_argument(
         '--batches', type=int, nargs='+', default=[1, 64, 252] if on_cuda else [1, 16]
     )
     parser.add_argument(
@@ -90,19 +93,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=200 if on_cuda else 10,
         help=f'of each figure; on CUDA fewer, at least {FEWEST}, where they would take seconds',
     )
-    parser.add_argument(
-        '--objects', type=int, default=8 if on_cuda else 3, help='of the pose check'
-    )
-    parser.add_argument('--views', type=int, default=4 if on_cuda else 2, help='of each object')
+    pose.add_argument('--objects', type=int, default=8 if on_cuda else 3, help='of the pose check')
+    pose.add_argument('--views', type=int, default=4 if on_cuda else 2, help='of each object')
     parser.add_argument('--engines', type=Path, metavar='DIR', help='where engines are or go')
     parser.add_argument(
         '--only', nargs='+', metavar='WORD', help="rungs whose name holds a word, and torch's fp32"
     )
     parser.add_argument('--json', type=Path, metavar='FILE')
+    detector = parser.add_argument_group('detector')
+    detector.add_argument(
+        '--model', type=Path, metavar='DIR', help='exported detector; default: random weights'
+    )
+    detector.add_argument(
+        '--size', default='nano', choices=list(SIZES), help='of random weights, which need rfdetr'
+    )
+    detector.add_argument(
+        '--heights', type=int, nargs='+', default=[480, 720, 1080], help='of the images'
+    )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure every rung; 1 when one moves a pose from fp32 torch's by more than allowed."""
+    """Measure the subject; 1 when a rung moves a pose from fp32 torch's by more than allowed."""
+    return _run_detector(options) if options.subject == 'detector' else _run_runtime(options)
+
+
+def _run_detector(options: argparse.Namespace) -> int:
+    content = {'machine': machine(), **run_detector(options)}
+    for title, columns, rows in detector_tables(content):
+        report.print_table(title, columns, rows)
+    if options.json:
+        report.write_json(options.json, content)
+    return 0
+
+
+def _run_runtime(options: argparse.Namespace) -> int:
     require(
         min(options.batches) >= 1 and options.repeats >= 1,
         f'--batches {options.batches} and --repeats {options.repeats} must be at least 1',
