@@ -79,7 +79,11 @@ def export_detector(request: DetectorExport, folder: Path) -> DetectorManifest:
     Files of other formats and precisions that are there already, of the same weights, stay
     listed. Raises ValueError when rfdetr is missing or the checkpoint does not load safely.
     """
-    model = reference_model(request)
+    return export_model(reference_model(request), request, folder)
+
+
+def export_model(model: Any, request: DetectorExport, folder: Path) -> DetectorManifest:
+    """As export_detector, of a model of the reference package that is there already."""
     manifest = _manifest(model, request, folder.name)
     folder.mkdir(parents=True, exist_ok=True)
     manifest = _with_known_files(manifest, folder)

@@ -1,4 +1,4 @@
-"""`foundationpose-trt train refiner|scorer`: our own weights from rendered scenes."""
+"""`foundationpose-trt train`: our own weights from rendered scenes."""
 
 from __future__ import annotations
 
@@ -20,19 +20,22 @@ from ..training.refiner import train_refiner, validate_refiner
 from ..training.scenes import TrainingWorld
 from ..training.scorer import train_scorer, validate_scorer
 from ..training.world import make_world
+from .train_detector import add_detector_arguments, run_detector
 
-HELP = 'train the refiner or the scorer on rendered scenes'
+HELP = 'train the refiner, the scorer or a small detector on rendered scenes'
 HELD_OUT_OBJECTS = 150
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     defaults = TrainSettings()
-    parser.add_argument('network', choices=['refiner', 'scorer'])
+    parser.add_argument('network', choices=['refiner', 'scorer', 'detector'])
     parser.add_argument('--out', type=Path, required=True, help='folder of the weight set')
     parser.add_argument('--width', type=float, default=defaults.width, help='1 = official size')
     parser.add_argument('--seconds', type=float, default=defaults.seconds)
-    parser.add_argument('--batch', type=int, default=defaults.batch, help='crops per step')
+    parser.add_argument(
+        '--batch', type=int, default=defaults.batch, help='crops or images per step'
+    )
     parser.add_argument('--learning-rate', type=float, default=defaults.learning_rate)
     parser.add_argument('--objects', type=int, default=3000, help='procedural objects to make')
     parser.add_argument('--backgrounds', type=int, default=300)
@@ -43,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--no-compile', action='store_true')
     parser.add_argument('--json', type=Path, help='write the validation figures')
+    add_detector_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -50,6 +54,10 @@ def run(options: argparse.Namespace) -> int:
     _check(options)
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision('high')
+    return run_detector(options) if options.network == 'detector' else _train_pose(options)
+
+
+def _train_pose(options: argparse.Namespace) -> int:
     device = torch.device(options.device)
     settings = TrainSettings(
         width=options.width,
@@ -86,7 +94,7 @@ def _check(options: argparse.Namespace) -> None:
     )
     require(options.backgrounds > 0, f'--backgrounds is {options.backgrounds}, must be positive')
     require(
-        options.network == 'refiner' or options.refiner is not None,
+        options.network != 'scorer' or options.refiner is not None,
         'training the scorer needs --refiner: the refiner .checkpoint.pt whose results it ranks',
     )
     for name in ('resume', 'refiner'):

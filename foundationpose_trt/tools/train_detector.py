@@ -1,0 +1,73 @@
+"""`foundationpose-trt train detector`: a narrow RF-DETR for the cast of the demo."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+import torch
+
+from ..datatypes import require
+from ..detection.export import DetectorExport, export_model
+from ..synthesis.cast import CAST
+from ..synthesis.tabletop import SceneSettings
+from ..training.detector import train_detector, validate_detector
+from ..training.detector_network import NarrowSize, as_reference
+from ..training.detector_scenes import DetectionWorld, compose_stages
+from ..training.loop import TrainSettings
+
+HELD_OUT_STAGES = 24
+VARIANT = 'narrow'
+
+
+def add_detector_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options that only the detector has."""
+    group = parser.add_argument_group('detector (needs the package rfdetr)')
+    group.add_argument('--stages', type=int, default=64, help='sets of objects, default 64')
+    group.add_argument('--views', type=int, default=32, help='arrangements of each, default 32')
+    group.add_argument('--layers', type=int, default=NarrowSize().layers, help='of the backbone')
+    group.add_argument(
+        '--backbone-width', type=int, default=NarrowSize().width, help='64 per head'
+    )
+    group.add_argument('--image-width', type=int, default=640, help='of the training images')
+
+
+def run_detector(options: argparse.Namespace) -> int:
+    """Train one stretch, judge it on held-out scenes, export it."""
+    require(
+        min(options.stages, options.views) >= 1,
+        f'--stages {options.stages} and --views {options.views} must be at least 1',
+    )
+    device = torch.device(options.device)
+    size = NarrowSize(
+        width=options.backbone_width, heads=options.backbone_width // 64, layers=options.layers
+    )
+    settings = TrainSettings(
+        seconds=options.seconds, batch=options.batch, learning_rate=options.learning_rate,
+        seed=options.seed, compile=False,
+    )  # fmt: skip
+    world = make_world(options, device, held_out=False)
+    trainer, detector = train_detector(world, settings, size, options.out, options.resume)
+    held_out = make_world(options, device, held_out=True)
+    metrics = validate_detector(detector, held_out, options.validation_batches, options.batch)
+    print(json.dumps(metrics, indent=2))
+    if options.json:
+        options.json.write_text(json.dumps(metrics, indent=2) + '\n')
+    request = DetectorExport(None, 'nano', classes=tuple(CAST), formats=('onnx', 'torchscript'))
+    export_model(as_reference(detector, tuple(CAST), 'cpu'), request, options.out)
+    print(f'{options.out}: {trainer.step_count} steps, exported')
+    return 0
+
+
+def make_world(
+    options: argparse.Namespace, device: torch.device, held_out: bool
+) -> DetectionWorld:
+    """Compose and upload scenes; held-out ones share neither strangers nor arrangements."""
+    width = options.image_width
+    settings = SceneSettings(
+        width=width, height=width * 3 // 4, focal_px=600 * width / 640,
+        distance_diameters=(2.2, 6.0), texture_px=512,
+    )  # fmt: skip
+    count = min(HELD_OUT_STAGES, options.stages) if held_out else options.stages
+    stages = compose_stages(range(count), options.views, settings, held_out)
+    return DetectionWorld.build(stages, settings, device)

@@ -1,0 +1,212 @@
+"""Training a detector: what its images and boxes are, and one whole stretch where rfdetr is."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial import ConvexHull
+
+from foundationpose_trt.detection.manifest import read_manifest
+from foundationpose_trt.synthesis.cast import CAST, cast_objects
+from foundationpose_trt.synthesis.objects import is_held_out
+from foundationpose_trt.synthesis.tabletop import SceneSettings
+from foundationpose_trt.tools import cli
+from foundationpose_trt.training.detection_metrics import average_precision
+from foundationpose_trt.training.detector import network_input
+from foundationpose_trt.training.detector_network import NarrowSize, build_narrow
+from foundationpose_trt.training.detector_scenes import (
+    NONE,
+    DetectionSampler,
+    DetectionWorld,
+    compose_stage,
+    visible_boxes,
+)
+
+SETTINGS = SceneSettings(width=160, height=120, focal_px=150.0, texture_px=64)
+CPU = torch.device('cpu')
+
+
+@pytest.fixture(scope='module')
+def stages():
+    return [compose_stage(seed, 3, SETTINGS, held_out=False) for seed in (1, 2)]
+
+
+@pytest.fixture(scope='module')
+def world(stages):
+    return DetectionWorld.build(stages, SETTINGS, CPU)
+
+
+def sampler(world, count, seed=0, **options):
+    return DetectionSampler(world, count, torch.Generator().manual_seed(seed), **options)
+
+
+def test_the_cast_is_of_held_out_objects_and_all_differ():
+    assert all(is_held_out(seed) for seed in CAST.values())
+    assert len({mesh.name for mesh in cast_objects()}) == len(CAST) == 6
+
+
+def test_stages_are_repeatable_and_held_out_ones_are_of_other_strangers(stages):
+    again = compose_stage(1, 3, SETTINGS, held_out=False)
+    held_out = compose_stage(1, 3, SETTINGS, held_out=True)
+    names = [[m.name for m in stage.scene.meshes] for stage in (stages[0], again, held_out)]
+    assert names[0] == names[1]
+    poses = [stage.scene.camera_from_centered for stage in (stages[0], again)]
+    assert np.array_equal(*poses)
+    for stage, is_other in ((stages[0], False), (held_out, True)):
+        strangers = [
+            mesh.name
+            for mesh, kind in zip(stage.scene.meshes, stage.classes, strict=True)
+            if kind == NONE and mesh.name.split('_')[-1].isdigit()
+        ]
+        assert strangers
+        assert all(is_held_out(int(n.split('_')[-1])) == is_other for n in strangers)
+
+
+def test_classes_belong_to_the_slots_of_the_cast(stages):
+    names = [mesh.name for mesh in cast_objects()]
+    for stage in stages:
+        for mesh, kind in zip(stage.scene.meshes, stage.classes, strict=True):
+            assert (mesh.name in names) == (kind != NONE)
+            if kind != NONE:
+                assert mesh.name == names[kind]
+
+
+def test_boxes_are_those_of_the_projected_objects_where_nothing_hides_them(world):
+    """Against the projection of all vertices, by numpy."""
+    batch = sampler(world, 6, noise=None, moves=False).draw(torch.arange(6))
+    k, checked = SETTINGS.intrinsics(), 0
+    for view in range(6):
+        stage_meshes = world.meshes[view]
+        for slot in torch.nonzero(batch.classes[view] != NONE).flatten().tolist():
+            mesh = vertices_of(world, int(stage_meshes[slot]))
+            pose = world.poses[view, slot].numpy()
+            points = mesh @ pose[:3, :3].T + pose[:3, 3]
+            pixels = points[:, :2] / points[:, 2:] * (k.fx, k.fy) + (k.cx, k.cy)
+            low, high = pixels.min(0), pixels.max(0)
+            inside = (low > 1).all() and (high < (SETTINGS.width - 2, SETTINGS.height - 2)).all()
+            center, sides = batch.boxes[view, slot].view(2, 2).numpy() * (
+                (SETTINGS.width, SETTINGS.height)
+            )
+            # what is seen lies within the projection; where it is all seen, it fills it
+            assert (center - sides / 2 >= low - 1).all() and (
+                center + sides / 2 <= high + 1.5
+            ).all()
+            if inside and alone(batch, view, slot):
+                area = ConvexHull(pixels).volume
+                if area > 60:
+                    np.testing.assert_allclose(sides, high - low, atol=2.5)
+                    checked += 1
+    assert checked >= 2
+
+
+def vertices_of(world, index):
+    start = int(world.bank.face_start.numpy()[index])
+    count = int(world.bank.face_count.numpy()[index])
+    faces = world.bank.faces.numpy()[start : start + count]
+    return world.bank.vertices.numpy()[np.unique(faces)]
+
+
+def alone(batch, view, slot):
+    """Whether no other box comes near."""
+    boxes = batch.boxes[view]
+    others = [k for k in range(len(boxes)) if k != slot and boxes[k, 2] > 0]
+    gap = (boxes[others, :2] - boxes[slot, :2]).abs() - (boxes[others, 2:] + boxes[slot, 2:]) / 2
+    return bool((gap.amax(1) > 0.05).all()) if others else True
+
+
+def test_what_is_hardly_seen_is_no_target():
+    slot = torch.full((2, 40, 40), -1)
+    slot[0, 5:15, 10:30], slot[0, 20, 20] = 0, 1
+    slot[1, 30:40, 0:10] = 2
+    classes = torch.tensor([[3, 4, NONE], [NONE, NONE, 5]])
+    whole = torch.tensor([[210, 300, 0], [0, 0, 900]])
+    kinds, boxes = visible_boxes(slot, classes, whole)
+    assert kinds.tolist() == [[3, NONE, NONE], [NONE, NONE, NONE]]
+    assert boxes[0, 0].tolist() == [20 / 40, 10 / 40, 20 / 40, 10 / 40]
+    kinds, boxes = visible_boxes(slot, classes, torch.tensor([[210, 1, 0], [0, 0, 400]]))
+    assert kinds.tolist() == [[3, NONE, NONE], [NONE, NONE, 5]]
+    assert boxes[1, 2].tolist() == [5 / 40, 35 / 40, 10 / 40, 10 / 40]
+
+
+def test_batches_are_repeatable_differ_and_move(world):
+    first, again, other = (sampler(world, 3, seed).sample() for seed in (1, 1, 2))
+    assert torch.equal(first.images, again.images) and torch.equal(first.boxes, again.boxes)
+    assert not torch.equal(first.images, other.images)
+    views = torch.tensor([0, 0, 0])
+    moved = sampler(world, 3, noise=None).draw(views)
+    assert not torch.allclose(moved.images[0], moved.images[1], atol=0.05)
+    assert moved.images.min() >= 0 and moved.images.max() <= 1
+
+
+def test_targets_hold_what_is_found_only(world):
+    batch = sampler(world, 4).sample()
+    for target, kinds in zip(batch.targets(), batch.classes, strict=True):
+        assert len(target['labels']) == len(target['boxes']) == int((kinds != NONE).sum())
+        assert (target['boxes'] >= 0).all() and (target['boxes'] <= 1).all()
+        assert (target['labels'] >= 0).all() and (target['labels'] < len(CAST)).all()
+
+
+def test_the_network_sees_what_it_will_see_at_run_time():
+    from detector_rig import manifest_of, sample_image
+
+    from foundationpose_trt.detection.images import ColorImage
+    from foundationpose_trt.detection.preprocess import KernelPreprocessor
+
+    rgb = sample_image(120, 160)
+    out = torch.empty(1, 3, 96, 96)
+    preprocessor = KernelPreprocessor(manifest_of(), CPU)
+    preprocessor.upload(ColorImage.of_array(rgb))
+    preprocessor.write(out)
+    actual = network_input(torch.from_numpy(rgb)[None] / 255, 96)
+    torch.testing.assert_close(actual, out, atol=1e-4, rtol=0)
+
+
+def test_a_backbone_must_divide_into_its_heads():
+    with pytest.raises(ValueError, match='width 100 must be a multiple of heads 3'):
+        NarrowSize(width=100)
+
+
+def test_without_the_reference_package_the_remedy_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'rfdetr.config', None)
+    monkeypatch.setitem(sys.modules, 'rfdetr', None)
+    with pytest.raises(ValueError, match=r"needs rfdetr .*pip install '\.\[detector\]'"):
+        build_narrow(NarrowSize(), 6, CPU)
+
+
+def test_average_precision_of_known_cases():
+    """One class found, one found late, one missed: 100, 50 and 0 percent."""
+    pytest.importorskip('supervision')
+    box = np.array([[0.1, 0.1, 0.3, 0.4]])
+    aside = np.array([[0.6, 0.6, 0.8, 0.8]])
+    truth = [(np.concatenate([box, box, box]), np.array([0, 1, 2]))]
+    found = [
+        (
+            np.concatenate([box, aside, box]),
+            np.array([0, 1, 1]),
+            np.array([0.9, 0.8, 0.7]),
+        )
+    ]
+    result = average_precision(found, truth, ['a', 'b', 'c'])
+    assert result['ap50_a'] == pytest.approx(100, abs=0.1)
+    assert result['ap50_b'] == pytest.approx(50, abs=0.6)
+    assert result['ap50_c'] == pytest.approx(0, abs=0.1)
+    assert result['ap50'] == pytest.approx(50, abs=0.5)
+
+
+def test_one_stretch_trains_judges_and_exports(tmp_path):
+    pytest.importorskip('rfdetr')
+    words = 'train detector --stages 1 --views 2 --seconds 1 --batch 4 --layers 3 --device cpu'
+    words += ' --image-width 160 --validation-batches 1 --backbone-width 64'
+    out = tmp_path / 'narrow'
+    file = tmp_path / 'figures.json'
+    assert cli.main([*words.split(), '--out', str(out), '--json', str(file)]) == 0
+    assert 0 <= json.loads(file.read_text())['ap50'] <= 100
+    manifest = read_manifest(out)
+    assert manifest.class_names == list(CAST) and manifest.queries == NarrowSize().queries
+    assert {(f.kind, f.precision) for f in manifest.files} == {
+        ('onnx', 'fp32'), ('onnx', 'fp16'), ('torchscript', 'fp32'),
+    }  # fmt: skip
