@@ -127,9 +127,13 @@ def test_what_is_hardly_seen_is_no_target():
     kinds, boxes = visible_boxes(slot, classes, whole)
     assert kinds.tolist() == [[3, NONE, NONE], [NONE, NONE, NONE]]
     assert boxes[0, 0].tolist() == [20 / 40, 10 / 40, 20 / 40, 10 / 40]
-    kinds, boxes = visible_boxes(slot, classes, torch.tensor([[210, 1, 0], [0, 0, 400]]))
+    kinds, boxes = visible_boxes(slot, classes, torch.tensor([[210, 300, 0], [0, 0, 400]]))
     assert kinds.tolist() == [[3, NONE, NONE], [NONE, NONE, 5]]
     assert boxes[1, 2].tolist() == [5 / 40, 35 / 40, 10 / 40, 10 / 40]
+    large = torch.full((1, 480, 640), -1)
+    large[0, :10, :10] = 0  # all of a tiny object
+    kinds, _ = visible_boxes(large, torch.tensor([[1]]), torch.tensor([[100]]))
+    assert kinds.tolist() == [[NONE]]
 
 
 def test_batches_are_repeatable_differ_and_move(world):
