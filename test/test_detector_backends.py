@@ -151,3 +151,17 @@ def test_test_images_are_always_the_same_and_not_flat():
 
 def test_the_package_opens_detectors_without_the_reference(folder):
     assert 'rfdetr' not in sys.modules
+
+
+def test_a_half_network_that_was_not_exported_is_made_once_beside_the_engines(tmp_path):
+    import onnx
+
+    folder = write_fixed(tmp_path / 'model', *scene([(0, 0.9, (0.5, 0.5, 0.2, 0.2))]))
+    choice = BackendChoice('tensorrt', tmp_path / 'engines')
+    opening = backends._Opening(folder, torch.device('cuda'), 'fp16', choice)
+    path = opening.path('onnx')
+    assert path.parent == tmp_path / 'engines' / 'rig_fp16'
+    (port,) = onnx.load(str(path)).graph.input
+    assert port.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
+    before = path.stat().st_mtime_ns
+    assert opening.path('onnx') == path and path.stat().st_mtime_ns == before

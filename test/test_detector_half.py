@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from foundationpose_trt.detection.half import single_nodes, to_half
+from foundationpose_trt.detection import half
+from foundationpose_trt.detection.half import single_nodes, stored_half, to_half, write_half
 
 onnx = pytest.importorskip('onnx')
 pytest.importorskip('onnxruntime')
@@ -131,3 +132,46 @@ def test_weights_too_large_and_control_flow_are_refused(tmp_path):
     model.graph.node.add(op_type='If', output=['y'], name='branch')
     with pytest.raises(ValueError, match=r'control flow \(If\)'):
         to_half(model)
+
+
+def test_weights_stored_in_half_are_cast_once_and_computed_with_in_single(tmp_path, monkeypatch):
+    monkeypatch.setattr(half, 'FEWEST_STORED', 32)
+    plain = exported(tmp_path)
+    rounded = onnx.ModelProto()
+    rounded.CopyFrom(plain)
+    for tensor in rounded.graph.initializer:
+        values = onnx.numpy_helper.to_array(tensor)
+        if values.dtype == np.float32 and values.size >= 32:
+            near = values.astype(np.float16).astype(np.float32)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(near, tensor.name))
+    stored = stored_half(plain)
+    kinds = {t.name: t.data_type for t in stored.graph.initializer}
+    assert HALF in kinds.values()
+    assert all(kind != HALF or name.endswith('_stored') for name, kind in kinds.items())
+    types = types_of(stored)
+    assert types['input'] == types['dets'] == SINGLE
+    image = np.random.default_rng(0).standard_normal((1, 3, 12, 12)).astype(np.float32)
+    for actual, expected in zip(runs(stored, image), runs(rounded, image), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_network_stored_in_half_turns_half_as_any_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(half, 'FEWEST_STORED', 32)
+    file, out = tmp_path / 'stored.onnx', tmp_path / 'half.onnx'
+    onnx.save(stored_half(exported(tmp_path)), str(file))
+    write_half(file, out)
+    made = onnx.load(str(out))
+    types = types_of(made)
+    assert types['input'] == HALF and types['dets'] == SINGLE
+    image = np.random.default_rng(0).standard_normal((1, 3, 12, 12)).astype(np.float32)
+    wanted = runs(onnx.load(str(file)), image)
+    for actual, expected in zip(runs(made, image.astype(np.float16)), wanted, strict=True):
+        np.testing.assert_allclose(actual, expected, atol=0.02)
+
+
+def test_weights_too_large_for_half_are_not_stored_so(tmp_path):
+    model = exported(tmp_path)
+    large = np.full((64, 64), 1e6, np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(large, 'huge'))
+    with pytest.raises(ValueError, match='huge holds 1e\\+06, too large'):
+        stored_half(model)

@@ -58,6 +58,19 @@ def test_an_fp16_file_gives_an_fp16_engine_with_its_casts(tmp_path):
     assert manifest.outputs[0].dtype == torch.float32
 
 
+def test_weights_stored_in_half_make_no_half_engine(tmp_path, monkeypatch):
+    import onnx
+
+    from foundationpose_trt.detection import half
+
+    monkeypatch.setattr(half, 'FEWEST_STORED', 100)
+    model = half.stored_half(onnx.load(str(rig.write_tiny(tmp_path / 'tiny.onnx'))))
+    assert onnx.TensorProto.FLOAT16 in {t.data_type for t in model.graph.initializer}
+    onnx.save(model, str(tmp_path / 'net.onnx'))
+    manifest = build_engine(tmp_path / 'net.onnx', tmp_path / 'net.engine', RTX)
+    assert manifest.precision == 'fp32' and manifest.inputs[0].dtype == torch.float32
+
+
 def test_tf32_is_built_when_asked(tmp_path):
     onnx = rig.write_tiny(tmp_path / 'net.onnx')
     options = dataclasses.replace(RTX, precision='tf32')

@@ -20,6 +20,7 @@ from ..runtime.specs import BATCH, TensorSpec
 from ..runtime.tensorrt_engine import TensorRtEngine
 from ..runtime.torch_engine import load_torchscript
 from .agreement import agreement, require_agreement
+from .half import write_half
 from .manifest import DYNAMIC, DetectorManifest, ModelFile, checked_path, read_manifest
 
 BACKENDS = ('auto', 'torchscript', 'onnxruntime', 'tensorrt', 'tensorrt_rtx')
@@ -48,9 +49,8 @@ def open_detector(
 ) -> OpenedDetector:
     """Load the detector of a folder with a detector.json.
 
-    precision: 'fp32' | 'fp16', of the file to run; 'auto': fp16 with TensorRT where there is such
-    a file. Raises ValueError, naming what to install, choose, export or run, when it cannot
-    serve.
+    precision: 'fp32' | 'fp16', of the file to run; 'auto': fp16 with TensorRT, fp32 else. Raises
+    ValueError, naming what to install, choose, export or run, when it cannot serve.
     """
     words = ('auto', *DTYPES)
     require(precision in words, f'precision is "{precision}", must be one of {", ".join(words)}')
@@ -96,7 +96,8 @@ class _Opening:
     def settle_precision(self, backend: str) -> None:
         """Turn 'auto' into what the back end runs best."""
         if self._precision == 'auto':
-            half = backend.startswith('tensorrt') and self.manifest.find('onnx', 'fp16')
+            known = self.manifest.find('onnx', 'fp16') or importlib.util.find_spec('onnx')
+            half = backend.startswith('tensorrt') and known is not None
             self._precision = 'fp16' if half else 'fp32'
         require(
             self._precision == 'fp32' or self._device.type == 'cuda',
@@ -112,6 +113,8 @@ class _Opening:
     def path(self, kind: str) -> Path:
         """Return a file of the folder, its content checked; raises ValueError without it."""
         file = self._file(kind)
+        if file is None and kind == 'onnx' and self._precision == 'fp16':
+            return self._made_half()
         device = f' for {self._device.type}' if kind == 'torchscript' else ''
         require(
             file is not None,
@@ -120,6 +123,19 @@ class _Opening:
         )
         assert file is not None
         return checked_path(self._folder, file)
+
+    def _made_half(self) -> Path:
+        """Return the network in half, made of the one in float32 once, beside the engines."""
+        single = self.manifest.find('onnx', 'fp32')
+        require(single is not None, f'{self._folder} holds no onnx file: export the detector')
+        assert single is not None
+        source = checked_path(self._folder, single)
+        folder = self._choice.folder or default_folder()
+        path = folder / f'{self.manifest.name}_fp16' / f'detector_{single.sha256[:16]}.onnx'
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_half(source, path)
+        return path
 
     def _file(self, kind: str) -> ModelFile | None:
         device = self._device.type if kind == 'torchscript' else ''
@@ -145,7 +161,8 @@ class _Opening:
         """Open the engine, built first where that is allowed; compared before its first use."""
         plan, onnx = self.plan(backend), self.path('onnx')
         if self._choice.build:
-            free = self._file('onnx').batch == DYNAMIC  # type: ignore[union-attr]
+            file = self._file('onnx') or self.manifest.find('onnx', 'fp32')
+            free = file is not None and file.batch == DYNAMIC
             options = BuildOptions(backend=backend, batches=DETECTOR_BATCHES if free else None)
             report = None if progress is None else _named(progress)
             ensure_engine(onnx, plan, options, report)

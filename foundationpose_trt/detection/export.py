@@ -20,7 +20,7 @@ import torch
 
 from ..datatypes import require
 from ..runtime.engine_manifest import sha256_of, write_atomically
-from .half import to_half
+from .half import stored_half, to_half
 from .manifest import (
     DYNAMIC,
     FILE,
@@ -48,7 +48,8 @@ class DetectorExport:
     """What to export. checkpoint: a .pth of rfdetr, None for random weights. size: of SIZES;
     may be '' with a checkpoint, which tells. classes: names of the logits' columns in order, by
     default those of the checkpoint. batch: a number, or None for any. device: TorchScript is
-    traced there and runs nowhere else.
+    traced there and runs nowhere else. compact: one ONNX file that computes in float32 from
+    weights stored in half; the one in fp16 is made of it where it is needed.
     """
 
     checkpoint: Path | None
@@ -58,6 +59,7 @@ class DetectorExport:
     precisions: tuple[str, ...] = PRECISIONS
     batch: int | None = 1
     device: str = 'cpu'
+    compact: bool = False
 
     def __post_init__(self) -> None:
         sizes = ', '.join(SIZES)
@@ -90,10 +92,11 @@ def export_model(model: Any, request: DetectorExport, folder: Path) -> DetectorM
     if 'onnx' in request.formats:
         content = _onnx(model, request.batch)
         _state_shapes(content, manifest)
-        for precision in request.precisions:
+        for precision in ('fp32',) if request.compact else request.precisions:
             file = folder / f'detector_{precision}.onnx'
-            model_bytes = content if precision == 'fp32' else to_half(content)
-            write_atomically(file, model_bytes.SerializeToString())
+            network = stored_half(content) if request.compact else content
+            network = network if precision == 'fp32' else to_half(network)
+            write_atomically(file, network.SerializeToString())
             batch = DYNAMIC if request.batch is None else request.batch
             entry = ModelFile(file.name, sha256_of(file), 'onnx', precision, batch)
             manifest = add_file(manifest, entry)

@@ -9,11 +9,13 @@ begins with. Those, convolutions and attention are half.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..datatypes import require
+from ..runtime.engine_manifest import write_atomically
 
 if TYPE_CHECKING:
     import onnx
@@ -23,6 +25,7 @@ PRODUCTS = ('MatMul', 'Gemm', 'Conv', 'ConvTranspose', 'LayerNormalization', 'So
 # Always float32: sensitive, or makers of numbers whose type stands in an attribute.
 SINGLE = ('LayerNormalization', 'GridSample', 'TopK', 'ConstantOfShape', 'Range', 'Resize')
 LARGEST_HALF = 65504.0
+FEWEST_STORED = 1024  # numbers of a weight that is worth a cast
 
 
 def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -53,6 +56,50 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
     )
     onnx.checker.check_model(model, full_check=True)
     return model
+
+
+def write_half(single: Path, half: Path) -> None:
+    """Write the network of a float32 file in half, whole or not at all.
+
+    Raises ValueError where the package onnx is missing.
+    """
+    try:
+        import onnx
+    except ImportError as error:
+        raise ValueError(
+            f"making the half network of {single} needs onnx: pip install '.[onnx]'"
+        ) from error
+    write_atomically(half, to_half(onnx.load(str(single))).SerializeToString())
+
+
+def stored_half(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the same float32 network with its large weights stored in half: half the size.
+
+    Each is cast once, when the network is loaded. Raises ValueError for weights too large.
+    """
+    import onnx
+
+    graph, casts = model.graph, []
+    for tensor in graph.initializer:
+        if tensor.data_type != onnx.TensorProto.FLOAT or _count(tensor) < FEWEST_STORED:
+            continue
+        name, values = tensor.name, onnx.numpy_helper.to_array(tensor)
+        require(
+            bool((np.abs(values) <= LARGEST_HALF).all()),
+            f'{name} holds {np.abs(values).max():.3g}, too large for half',
+        )
+        stored = f'{name}_stored'
+        tensor.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float16), stored))
+        casts.append(onnx.helper.make_node('Cast', [stored], [name], to=onnx.TensorProto.FLOAT))
+    nodes = [*casts, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    onnx.checker.check_model(model)
+    return model
+
+
+def _count(tensor: onnx.TensorProto) -> int:
+    return int(np.prod(tensor.dims)) if tensor.dims else 1
 
 
 def single_nodes(graph: onnx.GraphProto) -> set[str]:

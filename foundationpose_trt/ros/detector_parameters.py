@@ -33,7 +33,7 @@ class DetectorParameters:
         choices=('auto', 'cpu', 'cuda'),
     )  # fmt: skip
     precision: str = parameter(
-        'auto', 'floating point of the network; auto: fp16 with TensorRT where the model has it',
+        'auto', 'floating point of the network; auto: fp16 with TensorRT, else fp32',
         choices=('auto', 'fp32', 'fp16'),
     )  # fmt: skip
     backend: str = parameter(

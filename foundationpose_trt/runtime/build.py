@@ -322,5 +322,7 @@ def _flatten_rows(network: Any) -> None:
 def _precision_of(network: Any) -> str:
     types = {network.get_input(i).dtype.name for i in range(network.num_inputs)}
     for layer in (network.get_layer(i) for i in range(network.num_layers)):
+        if layer.type.name == 'CONSTANT':
+            continue  # weights may be stored in half and cast before they are used
         types.update(layer.get_output(i).dtype.name for i in range(layer.num_outputs))
     return 'fp16' if 'HALF' in types else 'fp32'

@@ -12,7 +12,8 @@ from pathlib import Path
 import foundationpose_trt
 
 COMMANDS = (
-    'demo', 'replay', 'make-scene', 'evaluate', 'train', 'export', 'build', 'benchmark',
+    'demo', 'replay', 'make-scene', 'evaluate', 'evaluate-detector', 'train', 'export', 'build',
+    'benchmark',
 )  # fmt: skip
 BAD_INPUT = 2  # exit status, as argparse's own for wrong arguments
 INTERRUPTED = 130  # exit status of a program ended by SIGINT, by shell convention

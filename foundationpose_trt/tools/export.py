@@ -52,6 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     detector.add_argument(
         '--device', default='cpu', help='TorchScript is traced there and runs there only'
     )
+    detector.add_argument(
+        '--compact', action='store_true', help='one ONNX file of half the size, which computes in'
+        ' float32 from weights stored in half',
+    )  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> int:
@@ -87,6 +91,7 @@ def _export_detector(options: argparse.Namespace) -> int:
         precisions=(options.precision,) if options.precision else tuple(PRECISIONS),
         batch=_batch(options.batch or '1'),
         device=options.device,
+        compact=options.compact,
     )
     manifest = export_detector(request, options.out)
     names = manifest.class_names

@@ -17,7 +17,6 @@ from ..training.detector_scenes import DetectionWorld, compose_stages
 from ..training.loop import TrainSettings
 
 HELD_OUT_STAGES = 24
-VARIANT = 'narrow'
 
 
 def add_detector_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +52,7 @@ def run_detector(options: argparse.Namespace) -> int:
     print(json.dumps(metrics, indent=2))
     if options.json:
         options.json.write_text(json.dumps(metrics, indent=2) + '\n')
-    request = DetectorExport(None, 'nano', classes=tuple(CAST), formats=('onnx', 'torchscript'))
+    request = DetectorExport(None, 'nano', classes=tuple(CAST), compact=True)
     export_model(as_reference(detector, tuple(CAST), 'cpu'), request, options.out)
     print(f'{options.out}: {trainer.step_count} steps, exported')
     return 0

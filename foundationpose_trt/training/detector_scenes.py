@@ -28,7 +28,7 @@ from ..synthesis.tabletop import SceneSettings, TabletopScene, compose_views
 
 STRANGERS = 4  # other objects per stage, the last of them passes in front
 TRAINING_SEEDS = 3000  # of strangers
-HELD_OUT_STRANGERS = HELD_OUT_FROM_SEED + 20_000
+HELD_OUT_STRANGERS = HELD_OUT_FROM_SEED + 200_000  # evaluation of poses uses those before
 STRANGER_IN_THE_MIDDLE = 0.15  # of the stages
 NONE = -1
 ALL_NOISE = ColorNoise()

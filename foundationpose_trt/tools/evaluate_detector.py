@@ -1,0 +1,189 @@
+"""`foundationpose-trt evaluate-detector`: boxes on held-out scenes, poses registered from them.
+
+For detectors of the demo's cast (`train detector`).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ..datatypes import require
+from ..detection.backends import open_detector
+from ..detection.detector import Detector, DetectorSettings
+from ..detection.images import ColorImage
+from ..runtime.choice import BackendChoice
+from ..scenes.metrics import RECALL_DIAMETER_SHARE, PoseErrors, pose_errors, recall, surface_points
+from ..synthesis.cast import CAST, cast_objects
+from ..synthesis.tabletop import SceneSettings, compose_views
+from ..synthesis.tabletop_images import TabletopImage, TabletopRenderer
+from ..training.detection_metrics import average_precision
+from ..training.detector_scenes import (
+    NONE,
+    DetectionBatch,
+    DetectionSampler,
+    DetectionWorld,
+    compose_stages,
+)
+from . import report
+from .estimator_options import EstimatorChoice, add_estimator_arguments, chosen_estimator
+from .synthetic_trials import MIN_MASK_PX, MIN_VISIBLE, clutter
+
+HELP = "average precision of a detector of the demo's cast, and poses registered from its masks"
+LOWEST_SCORE = 0.01  # average precision looks at everything that was found at all
+BATCH = 8
+SETTINGS = SceneSettings(distance_diameters=(2.2, 6.0), texture_px=512)
+FIRST_REGISTER_SEED = 7000  # of arrangements
+MASKS = ('true masks', 'detected masks')
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument('--model', type=Path, required=True, metavar='DIR')
+    parser.add_argument('--stages', type=int, default=24, help='sets of held-out objects')
+    parser.add_argument('--views', type=int, default=8, help='images of each set')
+    parser.add_argument(
+        '--registrations', type=int, default=4, metavar='N',
+        help='views per object that are registered from its mask; 0: none',
+    )  # fmt: skip
+    parser.add_argument('--threshold', type=float, default=0.5, help='of scores, for registration')
+    parser.add_argument('--json', type=Path, metavar='FILE')
+    add_estimator_arguments(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure, print and write."""
+    require(
+        min(options.stages, options.views) >= 1 and options.registrations >= 0,
+        f'--stages {options.stages} and --views {options.views} must be at least 1,'
+        f' --registrations {options.registrations} not negative',
+    )
+    choice = chosen_estimator(options)
+    detector = _opened(options.model, choice)
+    content: dict[str, Any] = {'boxes': box_figures(detector, options, choice.device)}
+    if options.registrations:
+        detector.set_threshold(options.threshold)
+        content['registration'] = registration_figures(detector, choice, options.registrations)
+    _print(content)
+    if options.json:
+        report.write_json(options.json, content)
+    return 0
+
+
+def _opened(folder: Path, choice: EstimatorChoice) -> Detector:
+    backend = BackendChoice('auto', choice.engines)
+    opened = open_detector(folder, choice.device, 'auto', backend)
+    missing = set(CAST) - set(opened.manifest.class_names)
+    require(not missing, f'{folder} does not know {", ".join(sorted(missing))} of the cast')
+    settings = DetectorSettings(objects=tuple(CAST), threshold=LOWEST_SCORE)
+    return Detector(opened.manifest, opened.engine, settings)
+
+
+def box_figures(detector: Detector, options: argparse.Namespace, device: str) -> dict[str, float]:
+    """Average precision at IoU 0.5 of held-out views with camera errors, percent."""
+    stages = compose_stages(range(options.stages), options.views, SETTINGS, held_out=True)
+    world = DetectionWorld.build(stages, SETTINGS, torch.device(device))
+    sampler = DetectionSampler(world, BATCH, torch.Generator(device).manual_seed(9))
+    views = torch.arange(len(world.meshes), device=world.meshes.device)
+    found, truth = [], []
+    for part in tqdm(views[: len(views) // BATCH * BATCH].split(BATCH), desc='detecting'):
+        batch = sampler.draw(part)
+        truth += _truth(batch)
+        pixels = (batch.images * 255).round().to(torch.uint8).cpu().numpy()
+        found += [_found(detector, image) for image in pixels]
+    return average_precision(found, truth, list(CAST))
+
+
+def _truth(batch: DetectionBatch) -> list[tuple[np.ndarray, np.ndarray]]:
+    center, half = batch.boxes[..., :2], batch.boxes[..., 2:] / 2
+    corners = torch.cat([center - half, center + half], -1).cpu().numpy()
+    kinds = batch.classes.cpu().numpy()
+    return [(c[k != NONE], k[k != NONE]) for c, k in zip(corners, kinds, strict=True)]
+
+
+def _found(detector: Detector, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Boxes in 0..1, places in CAST and scores."""
+    detections = detector.detect(ColorImage.of_array(pixels)).detections
+    height, width = pixels.shape[:2]
+    boxes = detections.boxes_px / (width, height, width, height)
+    order = [detector.object_columns.index(column) for column in detections.columns]
+    return boxes, np.array(order, int), detections.scores
+
+
+@dataclass(frozen=True)
+class Registered:
+    """One view: errors of the poses from the true and from the detected mask."""
+
+    name: str
+    diameter_m: float
+    errors: tuple[PoseErrors, PoseErrors]
+
+
+def registration_figures(
+    detector: Detector, choice: EstimatorChoice, views: int
+) -> dict[str, dict[str, float]]:
+    """Share of poses right within 0.1 diameter (ADD-S), percent, from true and detected masks."""
+    results = [
+        result
+        for place in range(len(CAST))
+        for result in register_views(detector, choice, place, views)
+    ]
+    figures = {}
+    for name in (*CAST, 'all'):
+        own = [r for r in results if name in (r.name, 'all')]
+        limits = [RECALL_DIAMETER_SHARE * r.diameter_m for r in own]
+        figures[name] = {
+            key: 100 * recall([r.errors[k].add_s_m for r in own], limits)
+            for k, key in enumerate(MASKS)
+        }
+    return figures
+
+
+def register_views(
+    detector: Detector, choice: EstimatorChoice, place: int, views: int
+) -> Iterator[Registered]:
+    """Register one object of the cast in some unrelated views that show enough of it."""
+    name, mesh = list(CAST)[place], cast_objects()[place]
+    rng = np.random.default_rng([place, FIRST_REGISTER_SEED])
+    scene = compose_views(mesh, clutter(rng), 2 * views, rng, SETTINGS)
+    images = TabletopRenderer(scene, choice.device, BATCH).images(place)
+    seen = (i for i in images if i.visible_share >= MIN_VISIBLE and i.mask.sum() >= MIN_MASK_PX)
+    estimator, points = choice.estimator(mesh), surface_points(mesh)
+    for image in tqdm(islice(seen, views), desc=name, total=views):
+        masks = (image.mask, detected_mask(detector, image, place + 1))
+        poses = [estimator.register(image.frame, mask).camera_from_object for mask in masks]
+        truth = image.camera_from_object
+        true, detected = (pose_errors(points, pose, truth) for pose in poses)
+        yield Registered(name, mesh.diameter_m, (true, detected))
+
+
+def detected_mask(detector: Detector, image: TabletopImage, label: int) -> np.ndarray:
+    """The mask of an object as the node would publish it, (H, W) bool."""
+    found = detector.detect(ColorImage.of_array(image.frame.rgb))
+    labels = found.labels
+    if labels is None:
+        size = image.frame.depth_m.shape
+        labels = detector.labels_from_boxes(found.detections, size, image.frame.depth_m)
+    return labels == label
+
+
+def _recall(errors: list[PoseErrors], diameter_m: float) -> float:
+    return 100 * recall([e.add_s_m for e in errors], RECALL_DIAMETER_SHARE * diameter_m)
+
+
+def _print(content: dict[str, Any]) -> None:
+    rows = [[name.removeprefix('ap50_'), value] for name, value in content['boxes'].items()]
+    report.print_table('average precision at IoU 0.5, %', ['', 'AP50'], rows)
+    if 'registration' in content:
+        figures = content['registration']
+        columns = list(figures['all'])
+        table = [[name, *row.values()] for name, row in figures.items()]
+        report.print_table('ADD-S < 0.1 diameter, %', ['registered from', *columns], table)

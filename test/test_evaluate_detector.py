@@ -1,0 +1,146 @@
+"""Judging a detector: figures of detectors whose quality is known."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from detector_rig import scene, write_fixed
+
+from foundationpose_trt.detection.postprocess import Detections
+from foundationpose_trt.synthesis.cast import CAST
+from foundationpose_trt.synthesis.tabletop import SceneSettings
+from foundationpose_trt.tools import cli, evaluate_detector
+
+SMALL = SceneSettings(width=160, height=120, focal_px=150.0, texture_px=64)
+
+
+@pytest.fixture(autouse=True)
+def small_images(monkeypatch):
+    monkeypatch.setattr(evaluate_detector, 'SETTINGS', SMALL)
+    monkeypatch.setattr(evaluate_detector, 'MIN_MASK_PX', 20)
+
+
+class Oracle:
+    """Finds what the sampler says is there; `shift` moves its boxes sideways by their width."""
+
+    object_columns = list(range(len(CAST)))
+
+    def __init__(self, shift=0.0):
+        self.shift, self.truth = shift, []
+
+    def detect(self, image):
+        boxes, kinds = self.truth.pop(0)
+        boxes = boxes * (image.width, image.height, image.width, image.height)
+        boxes[:, [0, 2]] += self.shift * (boxes[:, [2]] - boxes[:, [0]])
+        scores = np.full(len(kinds), 0.9, np.float32)
+        return SimpleNamespace(detections=Detections(boxes, scores, kinds, kinds), labels=None)
+
+
+def box_figures(oracle, monkeypatch):
+    truth = evaluate_detector._truth
+
+    def noting(batch):
+        found = truth(batch)
+        oracle.truth += [(boxes.copy(), kinds) for boxes, kinds in found]
+        return found
+
+    monkeypatch.setattr(evaluate_detector, '_truth', noting)
+    options = SimpleNamespace(stages=1, views=8)
+    return evaluate_detector.box_figures(oracle, options, 'cpu')
+
+
+def test_a_detector_that_is_right_has_full_average_precision(monkeypatch):
+    pytest.importorskip('supervision')
+    assert box_figures(Oracle(), monkeypatch)['ap50'] == pytest.approx(100, abs=0.01)
+
+
+def test_boxes_half_a_width_aside_do_not_count(monkeypatch):
+    pytest.importorskip('supervision')
+    assert box_figures(Oracle(shift=0.5), monkeypatch)['ap50'] < 5
+
+
+class Choice:
+    """An estimator that is right where the mask covers enough of the object, else far off."""
+
+    device = 'cpu'
+    truth: list = []  # noqa: RUF012
+
+    def estimator(self, mesh):
+        def register(frame, mask):
+            mask_true, pose = Choice.truth[-1]
+            overlap = (mask & mask_true).sum() / mask_true.sum()
+            moved = pose.copy()
+            moved[0, 3] += 0 if overlap > 0.9 else 1.0
+            return SimpleNamespace(camera_from_object=moved)
+
+        return SimpleNamespace(register=register)
+
+
+@pytest.mark.parametrize(('share', 'expected'), [(1.0, 100.0), (0.5, 0.0)])
+def test_registration_is_judged_from_both_masks(monkeypatch, share, expected):
+    def mask_of(detector, image, label):
+        Choice.truth.append((image.mask, image.camera_from_object))
+        rows = np.cumsum(image.mask) <= share * image.mask.sum()
+        return image.mask & rows.reshape(image.mask.shape)
+
+    monkeypatch.setattr(evaluate_detector, 'detected_mask', mask_of)
+    monkeypatch.setattr(evaluate_detector, 'CAST', {'drill': CAST['drill'], 'can': CAST['can']})
+    meshes = evaluate_detector.cast_objects()
+    monkeypatch.setattr(evaluate_detector, 'cast_objects', lambda: [meshes[0], meshes[-1]])
+    figures = evaluate_detector.registration_figures(None, Choice(), 2)
+    assert list(figures) == ['drill', 'can', 'all']
+    for row in figures.values():
+        assert row == {'true masks': 100.0, 'detected masks': expected}
+
+
+def test_masks_are_those_that_the_node_would_publish(tmp_path):
+    model = write_fixed(
+        tmp_path / 'm', *scene([(1, 0.9, (0.5, 0.5, 0.5, 0.5))]),
+        classes=('a', 'b', 'c', None),
+    )  # fmt: skip
+    from foundationpose_trt.detection.backends import open_detector
+    from foundationpose_trt.detection.detector import Detector
+
+    opened = open_detector(model, 'cpu', 'auto')
+    detector = Detector(opened.manifest, opened.engine)
+    depth_m = np.full((48, 64), 2.0, np.float32)
+    depth_m[:, :32] = 0.7
+    frame = SimpleNamespace(rgb=np.zeros((48, 64, 3), np.uint8), depth_m=depth_m)
+    mask = evaluate_detector.detected_mask(detector, SimpleNamespace(frame=frame), 2)
+    expected = np.zeros((48, 64), bool)
+    expected[12:36, 16:32] = True
+    assert np.array_equal(mask, expected)
+    assert not evaluate_detector.detected_mask(detector, SimpleNamespace(frame=frame), 1).any()
+
+
+def test_a_detector_of_other_things_is_refused(tmp_path, capsys):
+    model = write_fixed(tmp_path / 'm', *scene([]))
+    assert cli.main(['evaluate-detector', '--model', str(model)]) == 2
+    error = capsys.readouterr().err
+    assert 'does not know ball, green_drill, mosaic_box, red_vase of the cast' in error
+
+
+def test_counts_below_one_are_refused(tmp_path, capsys):
+    assert cli.main(['evaluate-detector', '--model', str(tmp_path), '--stages', '0']) == 2
+    assert '--stages 0' in capsys.readouterr().err
+
+
+def test_the_command_prints_and_writes_both_tables(tmp_path, monkeypatch, capsys):
+    classes = (*CAST, None)
+    boxes = torch.full((1, 6, 4), 0.5).numpy()
+    model = write_fixed(
+        tmp_path / 'm', boxes, np.full((1, 6, 7), -9.0, np.float32), classes=classes
+    )
+    figures = dict.fromkeys(('ap50', *(f'ap50_{name}' for name in CAST)), 50.0)
+    monkeypatch.setattr(evaluate_detector, 'box_figures', lambda *_: figures)
+    rows = {name: {'true masks': 90.0, 'detected masks': 89.0} for name in (*CAST, 'all')}
+    monkeypatch.setattr(evaluate_detector, 'registration_figures', lambda *_: rows)
+    file = tmp_path / 'f.json'
+    assert cli.main(['evaluate-detector', '--model', str(model), '--json', str(file)]) == 0
+    assert json.loads(file.read_text()) == {'boxes': figures, 'registration': rows}
+    text = capsys.readouterr().out
+    assert 'AP50' in text and 'detected masks' in text
