@@ -8,7 +8,6 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from ..runtime.tensorrt_engine import TensorRtEngine
 from . import report
 from .benchmark_detector import detector_tables, run_detector
 from .benchmark_poses import PoseTask, compare, make_tasks, run_tasks
+from .rungs import Rung
 from .wider_weights import wider_set
 
 HELP = 'measure the back ends of the pose networks (and the error of the pose) or the detector'
@@ -40,23 +40,6 @@ HOST_ROUNDS, HOST_CALLS, HOST_LIMIT_MS = 5, 40, 200
 TOLERANCE_DEG, TOLERANCE_MM = 0.5, 0.5  # a quarter of the median error of `base`, README
 NETWORKS = ('refiner', 'scorer')
 LARGEST_ON_CPU = 16  # crops; more take minutes there and nobody would wait for them
-
-
-@dataclass(frozen=True)
-class Rung:
-    """One row of the table: a back end at a precision, with or without CUDA graphs."""
-
-    backend: str
-    precision: str
-    graphs: bool = False
-    device: str = 'cuda'
-
-    @property
-    def name(self) -> str:
-        """How the table calls it."""
-        graph = ' + graph' if self.graphs else ''
-        where = '' if self.device == 'cuda' else ', CPU'
-        return f'{self.backend} {self.precision}{graph}{where}'
 
 
 def ladder(on_cuda: bool) -> list[Rung]:

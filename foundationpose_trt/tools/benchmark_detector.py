@@ -7,7 +7,6 @@ import importlib.util
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from ..detection.images import ColorImage
 from ..detection.manifest import FILE, DetectorManifest, read_manifest
 from ..runtime.choice import BackendChoice, default_folder
 from ..runtime.tensorrt_api import installed
+from .rungs import Rung
 
 NETWORK = 'network'
 CPU_BACKENDS = ('torchscript', 'onnxruntime')
@@ -31,33 +31,16 @@ WIDTHS = {480: 640}  # others are 16:9
 THRESHOLD = 0.5
 
 
-@dataclass(frozen=True)
-class DetectorRung:
-    """One row of the tables."""
-
-    backend: str
-    precision: str
-    graphs: bool = False
-    device: str = 'cuda'
-
-    @property
-    def name(self) -> str:
-        """How the tables call it."""
-        graph = ' + graph' if self.graphs else ''
-        where = '' if self.device == 'cuda' else ', CPU'
-        return f'{self.backend} {self.precision}{graph}{where}'
-
-
-def detector_ladder(on_cuda: bool) -> list[DetectorRung]:
+def detector_ladder(on_cuda: bool) -> list[Rung]:
     """What can run here."""
-    on_cpu = [DetectorRung(backend, 'fp32', device='cpu') for backend in CPU_BACKENDS]
+    on_cpu = [Rung(backend, 'fp32', device='cpu') for backend in CPU_BACKENDS]
     if not on_cuda:
         return on_cpu
-    rungs = [DetectorRung('torchscript', 'fp32', graphs) for graphs in (False, True)]
+    rungs = [Rung('torchscript', 'fp32', graphs) for graphs in (False, True)]
     for backend in ('tensorrt', 'tensorrt_rtx'):
         if installed(backend):
-            rungs += [DetectorRung(backend, 'fp32'), DetectorRung(backend, 'fp16')]
-            rungs.append(DetectorRung(backend, 'fp16', True))
+            rungs += [Rung(backend, 'fp32'), Rung(backend, 'fp16')]
+            rungs.append(Rung(backend, 'fp16', True))
     return rungs + on_cpu
 
 
@@ -102,7 +85,7 @@ def image_of(height: int) -> np.ndarray:
 
 
 def measure(
-    rung: DetectorRung, folder: Path, images: dict[int, np.ndarray], options: argparse.Namespace
+    rung: Rung, folder: Path, images: dict[int, np.ndarray], options: argparse.Namespace
 ) -> dict[str, Any]:
     """Return one row: milliseconds of each stage and of whole calls, by image height."""
     choice = BackendChoice(rung.backend, options.engines, build=True)
