@@ -81,7 +81,7 @@ setup(
         'train': [TORCH],
         'onnx': ONNX,
         # the reference implementation, to export and train detectors; none is needed to run them
-        'detector': ['rfdetr>=1.11.2,<1.12', *ONNX],
+        'detector': ['rfdetr>=1.11.2,<1.12', 'supervision>=0.29', *ONNX],
         'tensorrt': ['tensorrt>=8.6', *ONNX],
         'rtx': [*TENSORRT_RTX, *ONNX],
         'ros': [
@@ -89,6 +89,8 @@ setup(
             f'ros-kilted-sensor-msgs==5.5.1{ROS_WHEELS}',
             f'ros-kilted-geometry-msgs==5.5.1{ROS_WHEELS}',
             f'ros-kilted-std-msgs==5.5.1{ROS_WHEELS}',
+            f'ros-kilted-std-srvs==5.5.1{ROS_WHEELS}',
+            f'ros-kilted-diagnostic-msgs==5.5.1{ROS_WHEELS}',
             # What cv_bridge does in a ROS installation: encodings beyond the common ones.
             'rosbags-image>=0.10',
         ],

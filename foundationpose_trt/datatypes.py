@@ -19,6 +19,7 @@ class Outcome(str, Enum):
     NOT_FINITE = 'NOT_FINITE'  # a network or the geometry produced NaN or infinity
     LOW_QUALITY = 'LOW_QUALITY'  # the rendered pose contradicts the observed depth
     LOW_SUPPORT = 'LOW_SUPPORT'  # too little of the object is visible to tell
+    EXPIRED = 'EXPIRED'  # the last pose is too old, or time jumped back; see the tracker's reason
 
 
 class TrackingState(str, Enum):

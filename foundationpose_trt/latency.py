@@ -1,11 +1,13 @@
-"""Stage times on the host's monotonic clock and their percentiles; no ROS, no GPU."""
+"""Stage times on the host's monotonic clock, their percentiles and budgets; no ROS, no GPU."""
 
 from __future__ import annotations
 
+import threading
 import time
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import IntEnum
 
 import numpy as np
 
@@ -48,3 +50,61 @@ class StageTimes:
     def summary(self) -> dict[str, dict[str, float]]:
         """Return {stage: {p50, p95, max}} in milliseconds."""
         return {stage: summarize_ms(samples) for stage, samples in self._samples_ms.items()}
+
+
+class Level(IntEnum):
+    """How a stage stands to its budget; the numbers are diagnostic_msgs/DiagnosticStatus's."""
+
+    OK = 0
+    WARN = 1
+    ERROR = 2
+
+
+def level_of(summary: dict[str, float], budget_ms: float) -> Level:
+    """Judge a window (RollingWindow.summary) by a budget in milliseconds; 0 is no budget.
+
+    WARN: more than one in twenty samples is over it. ERROR: more than half are.
+    """
+    if budget_ms <= 0 or not summary:
+        return Level.OK
+    if summary['p50'] > budget_ms:
+        return Level.ERROR
+    return Level.WARN if summary['p95'] > budget_ms else Level.OK
+
+
+class RollingWindow:
+    """The samples in milliseconds of the last `seconds`, at most `capacity`; any thread may call.
+
+    clock_s: any clock in seconds that does not go back.
+    """
+
+    def __init__(
+        self,
+        seconds: float,
+        capacity: int = 4096,
+        clock_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.seconds = seconds
+        self._clock_s = clock_s
+        self._lock = threading.Lock()
+        self._samples: deque[tuple[float, float]] = deque(maxlen=capacity)
+
+    def add(self, milliseconds: float) -> None:
+        """Record one sample, now."""
+        with self._lock:
+            self._samples.append((self._clock_s(), float(milliseconds)))
+
+    def summary(self) -> dict[str, float]:
+        """Return p50, p95, p99 and max of the window in milliseconds, and count; {} when empty."""
+        with self._lock:
+            oldest_s = self._clock_s() - self.seconds
+            while self._samples and self._samples[0][0] < oldest_s:
+                self._samples.popleft()
+            values = np.array([value for _, value in self._samples])
+        if not len(values):
+            return {}
+        p50, p95, p99 = np.percentile(values, [50, 95, 99])
+        return {
+            'p50': float(p50), 'p95': float(p95), 'p99': float(p99),
+            'max': float(values.max()), 'count': float(len(values)),
+        }  # fmt: skip

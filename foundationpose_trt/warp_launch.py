@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import Any
 
 import torch
 import warp as wp
 
 wp.config.log_level = wp.LOG_ERROR  # its banner is not for our users; errors still show
+
+_lock = threading.Lock()  # two threads that start Warp at once would each make a runtime
+_started = False
+# Kept for good: Warp makes an event for each stream object, destroys it with that, and looks both
+# up in a table without a lock. The objects hold no more than the handle, so one whose stream has
+# died serves the next that CUDA gives the same handle.
+_streams: dict[tuple[torch.device, int], wp.Stream] = {}
 
 
 @contextmanager
@@ -28,12 +35,22 @@ def _native_stderr_to(path: str) -> Iterator[None]:
         os.close(other)
 
 
-@lru_cache(maxsize=1)
 def _start_warp() -> None:
-    """Initialise Warp once; from_torch does not do it itself.
+    """Initialise Warp once; from_torch does not do it itself."""
+    global _started
+    if _started:
+        return
+    with _lock:
+        if not _started:
+            _initialise()
+            _started = True
 
-    Without CUDA its native part warns about the missing driver on stderr, whatever the log
-    level; who runs on a CPU knows that. Failures of init are exceptions and still show.
+
+def _initialise() -> None:
+    """Start Warp; without CUDA its native part warns about the missing driver on stderr, whatever
+    the log level.
+
+    Who runs on a CPU knows that. Failures are exceptions and still show.
     """
     if torch.cuda.is_available():
         wp.init()
@@ -53,7 +70,18 @@ def launch(
 ) -> None:
     """Enqueue a kernel on torch's current stream of the device; never waits for it."""
     if device.type == 'cuda':
-        stream = wp.stream_from_torch(torch.cuda.current_stream(device))
+        stream = _warp_stream(torch.cuda.current_stream(device))
         wp.launch(kernel, dim, list(arguments), stream=stream)
     else:
         wp.launch(kernel, dim, list(arguments), device='cpu')
+
+
+def _warp_stream(stream: torch.cuda.Stream) -> wp.Stream:
+    """Return Warp's object of a stream, the same one at every call."""
+    key = (stream.device, stream.cuda_stream)
+    if key not in _streams:
+        with _lock:
+            if key not in _streams:
+                where = wp.device_from_torch(stream.device)
+                _streams[key] = wp.Stream(where, cuda_stream=stream.cuda_stream)
+    return _streams[key]

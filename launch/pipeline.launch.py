@@ -47,7 +47,7 @@ OVERRIDES = (
     ('objects', names, (DETECTOR,), 'classes to detect, separated by commas'),
     ('confidence_threshold', float, (DETECTOR,), 'scores must be above this'),
     ('max_rate_hz', float, (DETECTOR,), 'detect at most so many images per second'),
-    ('publish_debug', switch, (DETECTOR,), 'draw what was found on debug/image'),
+    ('publish_debug', switch, (DETECTOR, TRACKER), 'draw on debug/image and debug/pose'),
     ('mesh_file_path', str, (TRACKER,), 'mesh of the object: obj, ply, glb or stl'),
     ('mesh_scale', float, (TRACKER,), 'factor from file units to metres: 0.001 for a mesh in mm'),
     ('mask_label', int, (TRACKER,), 'place of the object among objects, from 1; 0: any'),

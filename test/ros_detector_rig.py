@@ -66,6 +66,7 @@ class DetectorBench(Bench):
         super().__init__(
             lambda context: NotingNode(build_held, context=context, parameter_overrides=overrides)
         )
+        self.node.start()
         self.detector = self.node._detector
         if connect:
             self.listen('segmentation', Image, RELIABLE)
@@ -97,7 +98,8 @@ class DetectorBench(Bench):
         return [conversions.pixel_view(m, np.dtype('u1'), 1) for m in self.heard['segmentation']]
 
     def close(self):
-        self.detector.permits.release(1000)
+        if self.detector is not None:
+            self.detector.permits.release(1000)
         super().close()
 
 

@@ -24,7 +24,7 @@ from foundationpose_trt.datatypes import (
 from foundationpose_trt.pose.tracker import TrackingStep
 from foundationpose_trt.ros import conversions
 from foundationpose_trt.ros.qos import LATCHED_QOS
-from foundationpose_trt.ros.tracker_factory import BuiltTracker
+from foundationpose_trt.ros.tracker_factory import BuiltTracker, NamedObject
 from foundationpose_trt.ros.tracker_node import TrackerNode
 from foundationpose_trt.ros.tracker_outputs import LATENCIES
 
@@ -34,38 +34,75 @@ WAIT_S = 10.0
 MS = 1_000_000
 
 
-class ScriptedTracker:
-    """Registers on any mask and then tracks; the pose tells which frame it saw.
+class ScriptedGroup:
+    """Stands in for an ObjectGroup: registers on any mask and then tracks.
 
-    Translation x is the red value of the first pixel, z the depth there. While `hold` is set a
-    step waits for `permits`.
+    The pose tells which frame it saw: translation x is the red value of the first pixel, y the
+    object, z the depth there. While `hold` is set a step waits for `permits`. `seen`: stamp and
+    whether it was registered from.
     """
 
-    def __init__(self):
-        self.state = TrackingState.SEARCHING
+    def __init__(self, count=1):
+        self.states = [TrackingState.SEARCHING] * count
+        self.reasons = ['STARTED'] * count
+        self.requested = set()
         self.warm = None
         self.seen = []
+        self.masks = []
         self.hold = False
         self.permits = threading.Semaphore(0)
         self.failure = None
+        self.applied = []
+        self.resets = 0
 
     def warm_up(self, intrinsics):
         self.warm = intrinsics
 
-    def step(self, frame, mask):
+    def seeking(self, index):
+        return self.states[index] is not TrackingState.TRACKING or index in self.requested
+
+    @property
+    def any_seeking(self):
+        return any(self.seeking(index) for index in range(len(self.states)))
+
+    def lose(self, index=0, reason='LOW_SUPPORT'):
+        self.states[index], self.reasons[index] = TrackingState.LOST, reason
+
+    def reset(self, index=None):
+        self.resets += 1
+        for k in range(len(self.states)):
+            self.states[k], self.reasons[k] = TrackingState.SEARCHING, 'RESET'
+
+    def request_registration(self, index=None):
+        self.requested = set(range(len(self.states)))
+
+    def track(self, frame):
+        self._take(frame, False)
+        tracked = [k for k, s in enumerate(self.states) if s is TrackingState.TRACKING]
+        return {k: self._step(frame, k, 'track') for k in tracked}
+
+    def register(self, index, frame, mask):
+        self._take(frame, True)
+        self.masks.append(mask)
+        if not mask.any():
+            failed = PoseEstimate(Outcome.EMPTY_MASK)
+            return TrackingStep(self.states[index], failed, 'register', 12.5)
+        self.requested.discard(index)
+        self.states[index], self.reasons[index] = TrackingState.TRACKING, 'REGISTERED'
+        return self._step(frame, index, 'register')
+
+    def _take(self, frame, registers):
         assert self.warm is not None, 'a frame came before the warm-up'
-        self.seen.append((frame.stamp_ns, mask is not None))
+        self.seen.append((frame.stamp_ns, registers))
         if self.hold:
             assert self.permits.acquire(timeout=WAIT_S)
         if self.failure is not None:
             raise self.failure
-        stage = 'track' if self.state is TrackingState.TRACKING else 'register'
-        if stage == 'register' and mask is None:
-            return TrackingStep(self.state, PoseEstimate(Outcome.NO_MASK), 'idle', 0.0)
-        self.state = TrackingState.TRACKING
+
+    def _step(self, frame, index, stage):
         pose = np.eye(4)
-        pose[0, 3], pose[2, 3] = float(frame.rgb[0, 0, 0]), float(frame.depth_m[0, 0])
-        return TrackingStep(self.state, PoseEstimate(Outcome.OK, pose), stage, 12.5)
+        pose[:3, 3] = float(frame.rgb[0, 0, 0]), index, float(frame.depth_m[0, 0])
+        return TrackingStep(self.states[index], PoseEstimate(Outcome.OK, pose), stage, 12.5)
 
 
 class NotingNode(TrackerNode):
@@ -143,40 +180,55 @@ class Bench:
 
 
 class Rig(Bench):
-    """A tracker_node on a scripted tracker; `send` publishes one message to it."""
+    """A tracker_node on a scripted group; `send` publishes one message to it.
 
-    def __init__(self, connect=True, **parameters):
-        self.tracker = ScriptedTracker()
+    objects: names of several; connect: whether the peer listens and publishes.
+    """
+
+    def __init__(self, connect=True, objects=(), build=None, **parameters):
+        self.names = objects
+        self.group = ScriptedGroup(max(1, len(objects)))
+        self.builds = 0
         overrides = [Parameter('mesh_file_path', value='unused.obj')]
+        overrides += (
+            [Parameter('warm_up_width', value=0)] if 'warm_up_width' not in parameters else []
+        )
+        overrides += [Parameter('objects', value=list(objects))] if objects else []
         overrides += [Parameter(name, value=value) for name, value in parameters.items()]
-        self.graph_capacities = []  # as the worker was told
-        built = BuiltTracker(
-            self.tracker,
-            self.tracker.warm_up,
-            'a scripted tracker',
-            self.graph_capacities.append,
-        )
+        self._start = build or self.build
         super().__init__(
-            lambda context: NotingNode(
-                lambda *_: built, context=context, parameter_overrides=overrides
-            )
+            lambda context: NotingNode(self._start, context=context, parameter_overrides=overrides)
         )
+        self.node.start()
         if connect:
             self._connect()
 
+    def build(self, parameters, nested, report):
+        self.builds += 1
+        topics = [(name, f'{name}/') for name in self.names] or [('thing', '')]
+        found = tuple(
+            NamedObject(name, name, f'{name}_frame', topic, k if self.names else 0)
+            for k, (name, topic) in enumerate(topics, 1)
+        )
+        return BuiltTracker(
+            self.group, found, self.group.warm_up, 'a scripted tracker', self.group.applied.append
+        )
+
     def _connect(self):
-        self.listen('pose', PoseStamped, RELIABLE)
-        self.listen('state', String, LATCHED_QOS)
-        self.listen('outcome', String, RELIABLE)
+        for name in self.names or ['']:
+            prefix = f'{name}/' if name else ''
+            self.listen(f'{prefix}pose', PoseStamped, RELIABLE)
+            self.listen(f'{prefix}state', String, LATCHED_QOS)
+            self.listen(f'{prefix}outcome', String, RELIABLE)
         for name in LATENCIES:
             self.listen(f'latency/{name}', Float32, RELIABLE)
         self.publish_on(
             {'image': Image, 'depth': Image, 'segmentation': Image, 'camera_info': CameraInfo}
         )
-        self.until(lambda: self.heard['state'])
+        self.until(lambda: all(self.heard[t] for t in self.heard if t.endswith('state')))
 
     def close(self):
-        self.tracker.permits.release(1000)
+        self.group.permits.release(1000)
         super().close()
 
     def send(self, topic, stamp_ns, **changes):

@@ -51,7 +51,10 @@ def one_run():
     lines += [('pose', {'stamp_ns': 0, 'received_ns': 9000 * MS, 'matrix': moved()})]
     lines += [('latency/publish_ms', {'data': 1.0}), ('latency/age_ms', {'data': 9000.0})]
     lines += [('latency/register_ms', {'data': 4000.0})]
-    lines += [('state', {'data': 'SEARCHING'}), ('state', {'data': 'TRACKING'})]
+    lines += [
+        ('state', {'data': 'SEARCHING: STARTED'}),
+        ('state', {'data': 'TRACKING: REGISTERED'}),
+    ]
     for k in range(1, 6):
         lines.append(('ground_truth/pose', {'stamp_ns': k * 100 * MS, 'matrix': moved()}))
     for k, outcome in ((1, 'OK'), (2, 'OK'), (4, 'LOW_QUALITY'), (5, 'OK')):
@@ -61,7 +64,10 @@ def one_run():
             lines.append(('pose', {**pose, 'matrix': moved(0.01 * (k if k < 3 else 3))}))
             lines.append(('latency/age_ms', {'data': 60.0 + k}))
             lines.append(('latency/publish_ms', {'data': 1.0}))
-    lines += [('state', {'data': 'LOST'}), ('state', {'data': 'TRACKING'})]
+    lines += [
+        ('state', {'data': 'LOST: LOW_SUPPORT'}),
+        ('state', {'data': 'TRACKING: REGISTERED'}),
+    ]
     return recording_of(lines)
 
 

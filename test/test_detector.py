@@ -14,6 +14,8 @@ from foundationpose_trt.detection.detector import STAGES, Detector, DetectorSett
 from foundationpose_trt.detection.images import ColorImage
 from foundationpose_trt.detection.manifest import read_manifest
 from foundationpose_trt.runtime.choice import BackendChoice
+from foundationpose_trt.runtime.specs import BATCH, TensorSpec
+from foundationpose_trt.runtime.torch_engine import load_torchscript
 
 FOUND = [
     (1, 0.9, (0.5, 0.5, 0.2, 0.4)),  # a can in the middle
@@ -126,6 +128,53 @@ def test_graphs_have_no_effect_on_a_cpu(folder):
 def test_wrong_settings_are_refused(folder, settings, words):
     with pytest.raises(ValueError, match=words):
         detector(folder, **settings)
+
+
+def many(count: int) -> dict:
+    """A manifest's changes for so many classes."""
+    return {'classes': (*(f'thing {k}' for k in range(count)), None)}
+
+
+def test_no_more_objects_than_a_label_image_tells_apart(tmp_path):
+    boxes, logits = np.full((1, 2, 4), 0.5, np.float32), np.full((1, 2, 300), -9, np.float32)
+    folder = write_fixed(tmp_path / 'many', boxes, logits, **many(299))
+    for settings in ({}, {'classes': many(256)['classes'][:256]}):
+        with pytest.raises(ValueError, match=r'objects are \d+ names, .*: at most 255, .* name'):
+            detector(folder, **settings)
+    assert len(detector(folder, objects=('thing 298',)).objects) == 1
+
+
+def test_classes_named_twice_cannot_be_labels(folder):
+    with pytest.raises(ValueError, match='each once'):
+        detector(folder, classes=('can', 'can'))
+
+
+def test_an_engine_of_several_images_at_once_is_refused(folder):
+    opened = open_detector(folder, 'cpu', 'auto', BackendChoice('torchscript'))
+    for batch, fits in ((4, False), (BATCH, True), (1, True)):
+        opened.engine.inputs = (TensorSpec('input', (batch, 3, 384, 384), torch.float32),)
+        if fits:
+            assert len(Detector(opened.manifest, opened.engine).detect(IMAGE).detections) == 3
+            continue
+        with pytest.raises(ValueError, match='takes 4 images at once, .*--batch 1 or --batch dyn'):
+            Detector(opened.manifest, opened.engine)
+
+
+@pytest.mark.parametrize(('device', 'runs'), [('cpu', 1), ('cuda', 3)])
+def test_torchscript_is_warmed_up_until_it_has_compiled(folder, monkeypatch, device, runs):
+    """On CUDA; loaded here by a CPU's torch, which need not know."""
+    load = torch.jit.load
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.jit, 'load', lambda file, map_location: load(file))
+        file = read_manifest(folder).find('torchscript', 'fp32', 'cpu')
+        engine = load_torchscript(folder / file.file, file.sha256, (), (), device)
+    assert engine.warm_up_runs == runs
+    one = detector(folder, 'torchscript')
+    one._session.engine.warm_up_runs = runs
+    images = []
+    monkeypatch.setattr(one, 'detect', images.append)
+    one.warm_up(60, 80)
+    assert [(image.height, image.width) for image in images] == [(60, 80)] * runs
 
 
 def test_masks_are_not_to_be_had_of_a_detector_without(folder):

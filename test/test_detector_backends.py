@@ -159,9 +159,9 @@ def test_a_half_network_that_was_not_exported_is_made_once_beside_the_engines(tm
     folder = write_fixed(tmp_path / 'model', *scene([(0, 0.9, (0.5, 0.5, 0.2, 0.2))]))
     choice = BackendChoice('tensorrt', tmp_path / 'engines')
     opening = backends._Opening(folder, torch.device('cuda'), 'fp16', choice)
-    path = opening.path('onnx')
-    assert path.parent == tmp_path / 'engines' / 'rig_fp16'
+    path = opening.path('tensorrt')
+    assert path.parent == opening.plan('tensorrt').parent.parent
     (port,) = onnx.load(str(path)).graph.input
     assert port.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
     before = path.stat().st_mtime_ns
-    assert opening.path('onnx') == path and path.stat().st_mtime_ns == before
+    assert opening.path('tensorrt') == path and path.stat().st_mtime_ns == before

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from detector_rig import sample_image
+from detector_rig import sample_image, scene, write_fixed
 
 from foundationpose_trt.detection.backends import open_detector
 from foundationpose_trt.detection.detector import Detector, DetectorSettings
-from foundationpose_trt.detection.export import DetectorExport, export_detector
+from foundationpose_trt.detection.export import (
+    DetectorExport,
+    _digest,
+    export_detector,
+    known_manifest,
+)
 from foundationpose_trt.detection.images import ColorImage
 from foundationpose_trt.detection.manifest import read_manifest
 from foundationpose_trt.detection.preprocess import CpuPreprocessor, KernelPreprocessor
@@ -27,6 +33,10 @@ from foundationpose_trt.tools import cli
         ({'checkpoint': None, 'size': 'huge'}, 'size is "huge", must be one of nano, small'),
         ({'checkpoint': Path('none.pth')}, 'none.pth: there is no such checkpoint'),
         ({'checkpoint': None, 'size': 'nano', 'batch': 0}, 'batch is 0'),
+        (
+            {'checkpoint': None, 'size': 'nano', 'compact': True, 'precisions': ('fp16',)},
+            'a compact file computes in fp32',
+        ),
     ],
 )
 def test_requests_that_make_no_sense_are_refused(arguments, words):
@@ -40,6 +50,25 @@ def test_without_the_reference_package_the_remedy_is_named(tmp_path, monkeypatch
         ValueError, match=r"needs the package rfdetr .*pip install '\.\[detector\]"
     ):
         export_detector(DetectorExport(None, 'nano'), tmp_path)
+
+
+@pytest.mark.parametrize('text', ['', '{"format": 0}', '[]'])
+def test_a_manifest_that_must_be_written_anew_is_none(tmp_path, text):
+    """To export again is what it asks for."""
+    assert known_manifest(tmp_path) is None
+    (tmp_path / 'detector.json').write_text(text)
+    assert known_manifest(tmp_path) is None
+    folder = write_fixed(tmp_path / 'good', *scene([]))
+    assert known_manifest(folder) == read_manifest(folder)
+
+
+def test_weights_of_another_order_are_others():
+    """Their sum is not."""
+    one = torch.nn.Linear(2, 1)
+    other = copy.deepcopy(one)
+    with torch.no_grad():
+        other.weight.copy_(one.weight.flip(1))
+    assert _digest(one) == _digest(copy.deepcopy(one)) != _digest(other)
 
 
 @pytest.fixture(scope='module')
@@ -177,6 +206,8 @@ def test_the_command_writes_a_folder_that_opens(tmp_path, capsys):
     pytest.importorskip('rfdetr')
     out = tmp_path / 'random'
     words = ['export', 'detector', '--weights', 'none', '--size', 'nano', '--out', str(out)]
+    out.mkdir()
+    (out / 'detector.json').write_text('{"format": 0}')  # of an older version: written anew
     assert cli.main([*words, '--classes', 'box', 'can', '--precision', 'fp32']) == 0
     assert '2 classes: box, can' in capsys.readouterr().out
     opened = open_detector(out, 'cpu', 'auto')
@@ -189,3 +220,5 @@ def test_the_command_names_what_is_wrong(tmp_path, capsys):
     assert 'random weights need a size' in capsys.readouterr().err
     assert cli.main([*words, '--size', 'nano', '--batch', 'x']) == 2
     assert '--batch is x, must be a number from 1' in capsys.readouterr().err
+    assert cli.main([*words, '--size', 'nano', '--compact', '--precision', 'fp16']) == 2
+    assert 'a compact file computes in fp32' in capsys.readouterr().err

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +20,8 @@ from foundationpose_trt.detection.manifest import read_manifest
 from foundationpose_trt.synthesis.cast import CAST, cast_objects
 from foundationpose_trt.synthesis.objects import is_held_out
 from foundationpose_trt.synthesis.tabletop import SceneSettings
-from foundationpose_trt.tools import cli
+from foundationpose_trt.tools import cli, train_detector
+from foundationpose_trt.training import detector_scenes
 from foundationpose_trt.training.detection_metrics import average_precision
 from foundationpose_trt.training.detector import network_input
 from foundationpose_trt.training.detector_network import NarrowSize, build_narrow
@@ -184,6 +187,66 @@ def test_without_the_reference_package_the_remedy_is_named(monkeypatch):
         build_narrow(NarrowSize(), 6, CPU)
 
 
+@pytest.mark.parametrize(
+    ('sizes', 'words'),
+    [
+        ({'heads': 0}, 'all sizes must be at least 1'),
+        ({'layers': 4}, 'layers 4 of 3'),
+        ({'layers': 0}, 'all sizes must be at least 1'),
+        ({'resolution': 400}, 'resolution is 400, must be a multiple of 32'),
+        ({'resolution': 0}, 'all sizes must be at least 1'),
+    ],
+)
+def test_sizes_that_no_network_has_are_refused(sizes, words):
+    with pytest.raises(ValueError, match=words):
+        NarrowSize(**sizes)
+
+
+@pytest.mark.parametrize('package', ['rfdetr.config', 'supervision', 'onnx'])
+def test_a_missing_package_is_noticed_before_scenes_are_made(
+    monkeypatch, tmp_path, capsys, package
+):
+    def there(name):
+        if name == package:
+            raise ModuleNotFoundError(f'No module named {name!r}', name=name)
+
+    module = sys.modules['foundationpose_trt.training.detector_network']
+    monkeypatch.setattr(module.importlib, 'import_module', there)
+    with pytest.raises(ValueError, match=rf'needs {package.split(".")[0]} .*\.\[detector\]'):
+        module.require_packages()
+    monkeypatch.undo()
+    monkeypatch.setattr(train_detector, 'compose_stages', lambda *_: pytest.fail('composed'))
+    monkeypatch.setitem(sys.modules, package, None)
+    assert cli.main(['train', 'detector', '--out', str(tmp_path), '--device', 'cpu']) == 2
+    assert "pip install '.[detector]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('words', 'error'),
+    [
+        ('--backbone-width 32', '--backbone-width is 32, must be a multiple of 64'),
+        ('--backbone-width 100', '--backbone-width is 100, must be a multiple of 64'),
+        ('--layers 4', 'layers 4 of 3'),
+        ('--resolution 100', 'resolution is 100, must be a multiple of 32'),
+        ('--stages 90', '90 stages of 32 views have 861 megapixels of textures, at most 716 fit:'),
+    ],
+)
+def test_wrong_sizes_are_noticed_before_scenes_are_made(
+    monkeypatch, tmp_path, capsys, words, error
+):
+    monkeypatch.setattr(train_detector, 'require_packages', lambda: None)
+    monkeypatch.setattr(detector_scenes, 'compose_stage', lambda *_: pytest.fail('composed'))
+    words = ['train', 'detector', '--out', str(tmp_path), '--device', 'cpu', *words.split()]
+    assert cli.main(words) == 2
+    assert error in capsys.readouterr().err
+
+
+def test_textures_are_counted_before_they_are_drawn(world):
+    """As the bank counts them that holds two stages of three views."""
+    texels = len(world.bank.texels) // 3
+    assert texels == 2 * detector_scenes.texels_of_stage(3, SETTINGS)
+
+
 def test_average_precision_of_known_cases():
     """One class found, one found late, one missed: 100, 50 and 0 percent."""
     pytest.importorskip('supervision')
@@ -207,13 +270,18 @@ def test_average_precision_of_known_cases():
 def test_one_stretch_trains_judges_and_exports(tmp_path):
     pytest.importorskip('rfdetr')
     words = 'train detector --stages 1 --views 2 --seconds 1 --batch 4 --layers 3 --device cpu'
-    words += ' --image-width 160 --validation-batches 1 --backbone-width 64'
+    words += ' --image-width 160 --validation-batches 1 --backbone-width 64 --resolution 192'
+    temporary = set(Path(tempfile.gettempdir()).glob('rfdetr_backbone*'))
     out = tmp_path / 'narrow'
     file = tmp_path / 'figures.json'
     assert cli.main([*words.split(), '--out', str(out), '--json', str(file)]) == 0
     assert 0 <= json.loads(file.read_text())['ap50'] <= 100
     manifest = read_manifest(out)
     assert manifest.class_names == list(CAST) and manifest.queries == NarrowSize().queries
+    assert manifest.variant == 'narrow' and manifest.resolution == (192, 192)
+    assert manifest.source['checkpoint'] == 'foundationpose-trt train detector'
+    assert manifest.source['steps'] > 0 and len(manifest.source['sha256']) == 64
+    assert set(Path(tempfile.gettempdir()).glob('rfdetr_backbone*')) <= temporary
     assert [(f.kind, f.precision) for f in manifest.files] == [('onnx', 'fp32')]
     opened = open_detector(out, 'cpu', 'auto')
     found = Detector(opened.manifest, opened.engine).detect(

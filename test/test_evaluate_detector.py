@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from detector_rig import scene, write_fixed
 
 from foundationpose_trt.detection.postprocess import Detections
+from foundationpose_trt.runtime.choice import BackendChoice
 from foundationpose_trt.synthesis.cast import CAST
 from foundationpose_trt.synthesis.tabletop import SceneSettings
 from foundationpose_trt.tools import cli, evaluate_detector
@@ -22,6 +24,12 @@ SMALL = SceneSettings(width=160, height=120, focal_px=150.0, texture_px=64)
 def small_images(monkeypatch):
     monkeypatch.setattr(evaluate_detector, 'SETTINGS', SMALL)
     monkeypatch.setattr(evaluate_detector, 'MIN_MASK_PX', 20)
+
+
+@pytest.fixture
+def without_metric(monkeypatch):
+    """For tests that compute no average precision: supervision need not be there."""
+    monkeypatch.setattr(evaluate_detector, 'require_metric', lambda: None)
 
 
 class Oracle:
@@ -40,7 +48,7 @@ class Oracle:
         return SimpleNamespace(detections=Detections(boxes, scores, kinds, kinds), labels=None)
 
 
-def box_figures(oracle, monkeypatch):
+def box_figures(oracle, monkeypatch, views=8):
     truth = evaluate_detector._truth
 
     def noting(batch):
@@ -49,13 +57,32 @@ def box_figures(oracle, monkeypatch):
         return found
 
     monkeypatch.setattr(evaluate_detector, '_truth', noting)
-    options = SimpleNamespace(stages=1, views=8)
+    options = SimpleNamespace(stages=1, views=views)
     return evaluate_detector.box_figures(oracle, options, 'cpu')
 
 
 def test_a_detector_that_is_right_has_full_average_precision(monkeypatch):
     pytest.importorskip('supervision')
     assert box_figures(Oracle(), monkeypatch)['ap50'] == pytest.approx(100, abs=0.01)
+
+
+@pytest.mark.parametrize('views', [3, 11])
+def test_every_view_counts_once(monkeypatch, views):
+    """Also those that fill no batch."""
+    judged = []
+
+    def note(found, truth, names):
+        judged.extend([found, truth])
+        return {}
+
+    monkeypatch.setattr(evaluate_detector, 'average_precision', note)
+    oracle = Oracle()
+    box_figures(oracle, monkeypatch, views)
+    found, truth = judged
+    assert len(found) == len(truth) == views
+    for (boxes, kinds, _), (true_boxes, true_kinds) in zip(found, truth, strict=True):
+        np.testing.assert_allclose(boxes, true_boxes, atol=1e-6)
+        assert kinds.tolist() == true_kinds.tolist()
 
 
 def test_boxes_half_a_width_aside_do_not_count(monkeypatch):
@@ -117,6 +144,39 @@ def test_masks_are_those_that_the_node_would_publish(tmp_path):
     assert not evaluate_detector.detected_mask(detector, SimpleNamespace(frame=frame), 1).any()
 
 
+def test_a_detector_may_know_more_than_the_cast(tmp_path):
+    logits = np.full((1, 6, len(CAST) + 2), -9, np.float32)
+    logits[0, 0, len(CAST)] = 3  # a mug, for certain
+    logits[0, 1, 2] = 2
+    boxes = np.full((1, 6, 4), 0.5, np.float32)
+    model = write_fixed(tmp_path / 'm', boxes, logits, classes=(*CAST, 'mug', None))
+    detector = evaluate_detector._opened(model, SimpleNamespace(engines=None, device='cpu'))
+    _, kinds, scores = evaluate_detector._found(detector, np.zeros((120, 160, 3), np.uint8))
+    assert kinds[scores > 0.5].tolist() == [2]
+
+
+def test_engines_are_built_where_they_are_missing(tmp_path, monkeypatch):
+    choices = []
+
+    def opened(folder, device, precision, choice):
+        choices.append(choice)
+        raise ValueError('enough')
+
+    monkeypatch.setattr(evaluate_detector, 'open_detector', opened)
+    with pytest.raises(ValueError, match='enough'):
+        evaluate_detector._opened(tmp_path, SimpleNamespace(engines=tmp_path, device='cuda'))
+    assert choices == [BackendChoice('auto', tmp_path, build=True)]
+
+
+def test_without_supervision_the_remedy_comes_first(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, 'supervision', None)
+    assert cli.main(['evaluate-detector', '--model', str(tmp_path / 'none')]) == 2
+    error = capsys.readouterr().err
+    assert 'supervision' in error and 'pip install supervision' in error
+    assert len(error.splitlines()) == 1
+
+
+@pytest.mark.usefixtures('without_metric')
 def test_a_detector_of_other_things_is_refused(tmp_path, capsys):
     model = write_fixed(tmp_path / 'm', *scene([]))
     assert cli.main(['evaluate-detector', '--model', str(model)]) == 2
@@ -129,6 +189,7 @@ def test_counts_below_one_are_refused(tmp_path, capsys):
     assert '--stages 0' in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures('without_metric')
 def test_the_command_prints_and_writes_both_tables(tmp_path, monkeypatch, capsys):
     classes = (*CAST, None)
     boxes = torch.full((1, 6, 4), 0.5).numpy()

@@ -31,7 +31,8 @@ MAY_IMPORT = {  # part -> other parts it may import
 }
 ROS_ONLY = (
     'rclpy rcl_interfaces sensor_msgs geometry_msgs std_msgs builtin_interfaces cv_bridge rosbags'
-    ' vision_msgs tf2_ros ament_index_python launch launch_ros'
+    ' vision_msgs tf2_ros ament_index_python launch launch_ros std_srvs diagnostic_msgs'
+    ' lifecycle_msgs'
 )
 TENSORRT = (
     'tensorrt', 'tensorrt_bindings', 'tensorrt_lean', 'tensorrt_rtx', 'tensorrt_rtx_bindings',
@@ -102,7 +103,7 @@ IMPORT_ALL = """
 import importlib, json, sys
 
 BLOCKED = {
-    'rclpy', 'sensor_msgs', 'geometry_msgs', 'std_msgs',
+    'rclpy', 'sensor_msgs', 'geometry_msgs', 'std_msgs', 'std_srvs', 'diagnostic_msgs',
     'tensorrt', 'tensorrt_bindings', 'tensorrt_lean', 'tensorrt_rtx', 'tensorrt_rtx_bindings',
     'onnxruntime',
 }

@@ -28,6 +28,7 @@ TOP_LEVEL = {
     PACKAGE,
     'test',
     'README.md',
+    'docs',
     'CHANGELOG.rst',
     'LICENSE',
     'run',
@@ -47,9 +48,11 @@ ROS_PACKAGES = {
     'ament_index_python',
     'builtin_interfaces',
     'cv_bridge',
+    'diagnostic_msgs',
     'geometry_msgs',
     'launch',
     'launch_ros',
+    'lifecycle_msgs',
     'rcl_interfaces',
     'rclpy',
     'sensor_msgs',
@@ -187,7 +190,8 @@ def test_launch_files_compile(path):
 
 
 @pytest.mark.parametrize('path', sorted((ROOT / 'config').glob('*.yaml')), ids=lambda p: p.name)
-def test_readme_names_every_parameter(path):
-    parameters = re.findall(r'^    (\w+):', path.read_text(), re.M)
-    readme = (ROOT / 'README.md').read_text()
-    assert parameters and not [name for name in parameters if f'`{name}`' not in readme]
+def test_the_reference_names_every_parameter_and_the_readme_leads_there(path):
+    parameters = re.findall(r'^    (?:# )?(\w+):', path.read_text(), re.M)
+    reference = (ROOT / 'docs' / 'reference.md').read_text()
+    assert parameters and not [name for name in parameters if f'`{name}`' not in reference]
+    assert '(docs/reference.md)' in (ROOT / 'README.md').read_text()

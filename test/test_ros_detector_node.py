@@ -205,7 +205,7 @@ def test_the_overlay_is_drawn_only_when_wanted_and_watched(make_bench):
     (message,) = bench.heard['debug/image']
     assert conversions.stamp_ns(message.header.stamp) == stamp_of(1)
     assert (message.width, message.height, message.encoding) == (WIDTH, HEIGHT, 'rgb8')
-    bench.until(lambda: bench.values('latency/visualize_ms'))
+    bench.until(lambda: bench.values('latency/detector_visualize_ms'))
     bench.node.set_parameters([Parameter('publish_debug', value=False)])
     bench.send('image', stamp_of(2))
     bench.until(lambda: len(bench.outcomes()) == 3)
@@ -278,6 +278,7 @@ def test_the_description_tells_model_back_end_and_labels(models):
 
 def test_the_executable_refuses_a_missing_model_with_status_2(tmp_path):
     command = [sys.executable, '-m', detector_node.__name__, '--ros-args', '-p', 'clases:=[a]']
+    command += ['-p', 'exit_on_failure:=true']
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
     assert done.returncode == 2
     assert 'model is empty' in done.stderr and 'Traceback' not in done.stderr

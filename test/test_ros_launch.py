@@ -169,7 +169,7 @@ OF_DETECTOR = DetectorParameters(
 )  # fmt: skip
 OF_TRACKER = TrackerParameters(
     mesh_file_path='/m.obj', mesh_scale=0.001, mask_label=2, weights='small', device='cpu',
-    cuda_graph_cache_capacity=4,
+    cuda_graph_cache_capacity=4, publish_debug=True,
 )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from foundationpose_trt.ros.detector_parameters import DetectorParameters
+from foundationpose_trt.ros.managed_node import OWN_PARAMETERS
 from foundationpose_trt.ros.parameters import (
     check_values,
     declare,
@@ -31,6 +32,7 @@ REQUIRED = {
     PlayerParameters: 'scene',
     DetectorParameters: 'model',
 }
+MANAGED = (TrackerParameters, DetectorParameters)  # the nodes that have OWN_PARAMETERS too
 
 
 @pytest.fixture
@@ -123,13 +125,33 @@ def test_misspelt_parameters_are_pointed_out(context):
     assert lines == ['parameter rate_hs is unknown and has no effect: did you mean rate_hz?']
 
 
+def yaml_path(kind):
+    return CONFIG / f'{kind.__name__.removesuffix("Parameters").lower()}.yaml'
+
+
+def yaml_remarks(path):
+    """The comment of each parameter, by its name: beside it and on the lines below it."""
+    remarks, name = {}, ''
+    for line in path.read_text().splitlines():
+        begins = re.match(r' {4}(?:# )?(\w+): .*?  # (.*)', line)
+        goes_on = re.match(r' {20,}# (.*)', line)
+        if begins:
+            name = begins[1]
+            remarks[name] = begins[2]
+        elif goes_on and name:
+            remarks[name] += f' {goes_on[1]}'
+        else:
+            name = ''
+    return remarks
+
+
 @pytest.mark.parametrize('kind', REQUIRED)
 def test_yaml_holds_every_parameter_with_its_default(context, kind):
-    name = kind.__name__.removesuffix('Parameters').lower()
-    path = CONFIG / f'{name}.yaml'
-    node = node_with(context, arguments=['--params-file', str(path)])
+    node = node_with(context, arguments=['--params-file', str(yaml_path(kind))])
     # an empty list has no type in YAML: lists stand there as comments
     defaults = {s.name: s.default for s in dataclasses.fields(kind) if s.default != ()}
+    if kind in MANAGED:
+        defaults |= {name: default for name, default, _ in OWN_PARAMETERS}
     given = {key: node._parameter_overrides[key].value for key in given_parameters(node)}
     given.pop('use_sim_time', None)
     assert given == defaults
@@ -137,20 +159,17 @@ def test_yaml_holds_every_parameter_with_its_default(context, kind):
 
 
 @pytest.mark.parametrize('kind', REQUIRED)
-def test_yaml_comments_state_the_declared_limits(kind):
-    name = kind.__name__.removesuffix('Parameters').lower()
-    lines = (CONFIG / f'{name}.yaml').read_text().splitlines()
+def test_yaml_comments_state_what_is_declared(kind):
+    remarks = yaml_remarks(yaml_path(kind))
     for spec in dataclasses.fields(kind):
-        line = next(t for t in lines if t.strip(' #').startswith(f'{spec.name}:'))
-        assert '#' in line and spec.metadata['description']
-        written = re.search(r'([0-9.e+-]+)\.\.([0-9.e+-]+)$', line.partition('#')[2])
-        limits = spec.metadata['limits']
-        if written:
-            assert (float(written[1]), float(written[2])) == limits, line
-        else:
-            assert limits is None or spec.name == 'object_id', f'{line}: limits {limits}'
-        for choice in spec.metadata['choices']:
-            assert not choice or choice in line or spec.name == 'wait_for_state'
+        remark, metadata = remarks[spec.name], spec.metadata
+        assert metadata['description'] and remark.startswith(metadata['description'])
+        assert remark.endswith(' (live)') == metadata['live'], remark
+        told = remark.removesuffix(' (live)').removeprefix(metadata['description'])
+        written = re.search(r'([0-9.e+-]+)\.\.([0-9.e+-]+)\]$', told)
+        assert (written and (float(written[1]), float(written[2]))) == metadata['limits'], remark
+        assert metadata['unit'] in told
+        assert all((choice or '""') in told for choice in metadata['choices']), remark
 
 
 @pytest.mark.parametrize('kind', REQUIRED)
@@ -171,5 +190,6 @@ def test_defaults_are_those_of_the_pose_core():
 
     parameters = TrackerParameters(mesh_file_path='x.obj')
     assert tracker_settings(parameters) == TrackerSettings()
-    assert estimator_settings(parameters, 'cuda') == EstimatorSettings()
-    assert estimator_settings(parameters, 'cpu').schedule != EstimatorSettings().schedule
+    assert estimator_settings(parameters, {}, 'cuda') == [EstimatorSettings()]
+    (on_cpu,) = estimator_settings(parameters, {}, 'cpu')
+    assert on_cpu.schedule != EstimatorSettings().schedule

@@ -174,7 +174,7 @@ def test_the_first_image_stands_until_the_state_comes(scene, audience_of):
     reds = [array_of(m, np.uint8, 3)[0, 0, 0] for m in audience.heard['image']]
     stamps = [stamp_ns(m.header.stamp) for m in audience.heard['image']]
     assert reds == [0] * 8 and stamps == sorted(set(stamps)), 'the same image, fresh stamps'
-    audience.state.publish(String(data='TRACKING'))
+    audience.state.publish(String(data='TRACKING: REGISTERED'))
     audience.until(audience.player.finished)
     reds = [array_of(m, np.uint8, 3)[0, 0, 0] for m in audience.heard['image']]
     assert reds[-FRAMES:] == [0, 10, 20, 30]

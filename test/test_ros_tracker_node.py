@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +10,6 @@ pytest.importorskip('rclpy', reason='ROS 2 (rclpy) is not installed')
 from rclpy.parameter import Parameter
 from ros_rig import CAMERA, MS, Rig
 
-from foundationpose_trt.datatypes import TrackingState
 from foundationpose_trt.ros.build_choices import choose_device
 from foundationpose_trt.ros.build_reports import BuildReports
 from foundationpose_trt.ros.tracker_factory import build_tracker
@@ -60,7 +57,7 @@ def test_state_outcome_and_latencies_are_published(make_rig):
     rig = tracking_rig(make_rig)
     rig.frame(START_NS + 33 * MS)
     rig.until(lambda: len(rig.heard['latency/dropped']) == 2)
-    assert [m.data for m in rig.heard['state']] == ['SEARCHING', 'TRACKING']
+    assert [m.data for m in rig.heard['state']] == ['SEARCHING: STARTED', 'TRACKING: REGISTERED']
     assert rig.outcomes() == ['OK', 'OK']
     values = {name: [m.data for m in rig.heard[f'latency/{name}']] for name in (
         'register_ms', 'track_ms', 'publish_ms', 'age_ms', 'dropped')}  # fmt: skip
@@ -71,37 +68,42 @@ def test_state_outcome_and_latencies_are_published(make_rig):
     assert values['dropped'] == [0, 0]
 
 
-def test_graph_capacity_may_be_set_while_running_and_nothing_else(make_rig):
+def test_live_parameters_are_applied_by_the_worker_and_others_are_fixed(make_rig):
     rig = tracking_rig(make_rig)
 
-    def accepted(name: str, value: int) -> bool:
-        return rig.node.set_parameters([Parameter(name, value=value)])[0].successful
+    def reason(name, value):
+        return rig.node.set_parameters([Parameter(name, value=value)])[0].reason
 
-    assert accepted('cuda_graph_cache_capacity', 3)
-    assert not accepted('cuda_graph_cache_capacity', 65) and not accepted('lost_after', 3)
-    assert rig.graph_capacities == []  # the worker's to change, between two frames
+    assert reason('cuda_graph_cache_capacity', 3) == reason('lost_after', 3) == ''
+    assert 'range' in reason('cuda_graph_cache_capacity', 65)
+    assert 'max_depth_m' in reason('min_depth_m', 20.0), 'checked against each other'
+    assert 'fixed while the node is configured' in reason('mesh_scale', 2.0)
+    assert reason('mesh_scale', 1.0) == '', 'what it is already'
+    assert rig.group.applied == []  # the worker's to change, between two frames
     rig.frame(START_NS + 33 * MS)
     rig.until(lambda: len(rig.heard['pose']) == 2)
-    assert rig.graph_capacities == [3]
+    (applied,) = rig.group.applied
+    assert (applied.cuda_graph_cache_capacity, applied.lost_after) == (3, 3)
+    assert applied.min_depth_m == 0.1 and applied.mesh_scale == 1.0
     assert rig.node.get_parameter('cuda_graph_cache_capacity').value == 3
 
 
 def test_warms_up_on_the_first_camera_info_before_any_image(make_rig):
     rig = make_rig()
     rig.send('camera_info', START_NS)
-    rig.until(lambda: rig.tracker.warm is not None)
-    assert rig.tracker.warm == CAMERA and rig.tracker.seen == []
+    rig.until(lambda: rig.group.warm is not None)
+    assert rig.group.warm == CAMERA and rig.group.seen == []
 
 
 def test_frames_that_arrive_during_a_step_are_dropped_and_counted(make_rig):
     rig = tracking_rig(make_rig)
-    rig.tracker.hold = True
+    rig.group.hold = True
     stamps = [START_NS + k * 33 * MS for k in range(1, 8)]
     rig.frame(stamps[0])
-    rig.until(lambda: len(rig.tracker.seen) == 2)
+    rig.until(lambda: len(rig.group.seen) == 2)
     for stamp in stamps[1:]:
         rig.frame(stamp)
-    rig.tracker.permits.release(2)
+    rig.group.permits.release(2)
     rig.until(lambda: len(rig.heard['pose']) == 3)
     assert rig.stamps() == [START_NS, stamps[0], stamps[-1]], 'the first taken, then the newest'
     rig.until(lambda: len(rig.heard['latency/dropped']) == 3)
@@ -128,7 +130,7 @@ def test_a_late_mask_registers_the_frame_it_belongs_to_and_the_first_pose_is_of_
         rig.until(lambda: rig.outcomes() == ['NO_MASK'] * (k + 1))  # noqa: B023
     rig.send('segmentation', START_NS + 33 * MS)
     rig.until(lambda: rig.heard['pose'])
-    assert rig.tracker.seen[4:] == [(START_NS + 33 * MS, True), (START_NS + 99 * MS, False)]
+    assert rig.group.seen == [(START_NS + 33 * MS, True), (START_NS + 99 * MS, False)]
     assert rig.stamps() == [START_NS + 99 * MS]
     rig.until(lambda: rig.outcomes()[4:] == ['OK', 'OK'])
     for name in ('register', 'track'):
@@ -139,34 +141,39 @@ def test_a_late_mask_registers_the_frame_it_belongs_to_and_the_first_pose_is_of_
     assert rig.stamps()[1] == START_NS + 132 * MS
 
 
+def hold_in_a_registration_that_fails(rig, stamp_ns):
+    """Keep the worker busy with a frame whose mask is empty."""
+    rig.group.hold = True
+    rig.send('segmentation', stamp_ns, data=bytes(CAMERA.width * CAMERA.height))
+    rig.send('depth', stamp_ns)
+    rig.send('image', stamp_ns)
+    rig.until(lambda: len(rig.group.seen) == 1)
+
+
 def test_while_seeking_a_frame_with_mask_is_not_displaced_by_one_without(make_rig):
     rig = make_rig()
     rig.send('camera_info', START_NS)
-    rig.tracker.hold = True
-    rig.frame(START_NS)
-    rig.until(lambda: len(rig.tracker.seen) == 1)
+    hold_in_a_registration_that_fails(rig, START_NS)
     rig.frame(START_NS + 33 * MS, mask=True)
     rig.frame(START_NS + 66 * MS)
-    rig.tracker.permits.release(3)
+    rig.group.permits.release(3)
     rig.until(lambda: rig.heard['pose'])
-    assert rig.tracker.seen[1:] == [(START_NS + 33 * MS, True), (START_NS + 66 * MS, False)]
+    assert rig.group.seen[1:] == [(START_NS + 33 * MS, True), (START_NS + 66 * MS, False)]
     assert rig.stamps() == [START_NS + 66 * MS] and rig.node.dropped == 0
 
 
 def test_a_frame_passed_over_without_its_mask_counts_once_when_it_comes_back_with_it(make_rig):
     rig = make_rig()
     rig.send('camera_info', START_NS)
-    rig.tracker.hold = True
     stamps = [START_NS + k * 33 * MS for k in range(4)]
-    rig.frame(stamps[0])
-    rig.until(lambda: len(rig.tracker.seen) == 1)
+    hold_in_a_registration_that_fails(rig, stamps[0])
     rig.frame(stamps[1], mask=True)
     rig.frame(stamps[2])  # gives way to the one with a mask, comes back with its own
     rig.frame(stamps[3])
     rig.send('segmentation', stamps[2])
-    rig.tracker.permits.release(3)
+    rig.group.permits.release(3)
     rig.until(lambda: rig.heard['pose'])
-    assert rig.tracker.seen == [(stamps[0], False), (stamps[2], True), (stamps[3], False)]
+    assert rig.group.seen == [(stamps[0], True), (stamps[2], True), (stamps[3], False)]
     rig.until(lambda: len(rig.heard['latency/dropped']) == 3)
     assert rig.node.dropped == 1
 
@@ -174,12 +181,12 @@ def test_a_frame_passed_over_without_its_mask_counts_once_when_it_comes_back_wit
 def test_after_registering_no_frame_older_than_the_pose_is_tracked(make_rig):
     rig = make_rig()
     rig.send('camera_info', START_NS)
-    rig.tracker.hold = True
+    rig.group.hold = True
     rig.frame(START_NS, mask=True)
-    rig.until(lambda: len(rig.tracker.seen) == 1)
+    rig.until(lambda: len(rig.group.seen) == 1)
     rig.frame(START_NS + 33 * MS, mask=True)  # waits, and is preferred to those without
     rig.frame(START_NS + 66 * MS)
-    rig.tracker.permits.release(5)
+    rig.group.permits.release(5)
     rig.until(lambda: rig.node.dropped == 1)
     rig.frame(START_NS + 99 * MS)
     rig.until(lambda: len(rig.heard['pose']) == 2)
@@ -189,15 +196,12 @@ def test_after_registering_no_frame_older_than_the_pose_is_tracked(make_rig):
 def test_mask_label_chooses_one_object_of_a_label_image(make_rig):
     rig = make_rig(mask_label=2)
     rig.send('camera_info', START_NS)
-    seen = []
-    step = rig.tracker.step
-    rig.tracker.step = lambda frame, mask: seen.append(mask) or step(frame, mask)
     labels = bytes(k % 4 for k in range(24 * 32))
     rig.send('segmentation', START_NS, data=labels)
     rig.send('depth', START_NS)
     rig.send('image', START_NS)
     rig.until(lambda: rig.heard['pose'])
-    assert seen[0].tolist() == [[column % 4 == 2 for column in range(32)]] * 24
+    assert rig.group.masks[0].tolist() == [[column % 4 == 2 for column in range(32)]] * 24
 
 
 @pytest.mark.parametrize(
@@ -264,7 +268,7 @@ def test_images_announced_but_not_arriving_are_explained(make_rig, capfd):
 def test_a_bug_in_the_worker_ends_the_node(make_rig):
     rig = tracking_rig(make_rig)
     assert rig.node.finished() is False
-    rig.tracker.failure = ZeroDivisionError('a bug')
+    rig.group.failure = ZeroDivisionError('a bug')
     rig.frame(START_NS + 33 * MS)
     with pytest.raises(WorkerFailed, match='ZeroDivisionError: a bug'):
         rig.until(rig.node.finished)
@@ -272,10 +276,10 @@ def test_a_bug_in_the_worker_ends_the_node(make_rig):
 
 def test_a_lost_object_is_told_by_state_and_outcome(make_rig):
     rig = tracking_rig(make_rig)
-    rig.tracker.state = TrackingState.LOST
+    rig.group.lose(reason='LOW_SUPPORT')
     rig.frame(START_NS + 33 * MS)
     rig.until(lambda: rig.outcomes() == ['OK', 'NO_MASK'])
-    assert [m.data for m in rig.heard['state']][-1] == 'LOST' and len(rig.heard['pose']) == 1
+    assert rig.values('state')[-1] == 'LOST: LOW_SUPPORT' and len(rig.heard['pose']) == 1
     rig.frame(START_NS + 66 * MS, mask=True)
     rig.until(lambda: rig.stamps() == [START_NS, START_NS + 66 * MS])
 
@@ -336,7 +340,7 @@ def parameters(tmp_path, **changes):
 )
 def test_what_cannot_be_loaded_is_refused_by_parameter(tmp_path, changes, words):
     with pytest.raises(ValueError, match=words):
-        build_tracker(parameters(tmp_path, **changes))
+        build_tracker(parameters(tmp_path, **changes), {})
 
 
 def test_cuda_without_a_gpu_is_refused(monkeypatch):
@@ -346,12 +350,21 @@ def test_cuda_without_a_gpu_is_refused(monkeypatch):
         choose_device('cuda')
 
 
-def test_the_executable_refuses_a_missing_mesh_with_status_2(tmp_path):
-    command = [sys.executable, '-m', 'foundationpose_trt.ros.tracker_node', '--ros-args']
-    done = subprocess.run(
-        [*command, '-p', 'mesh_file_path:=/no/such.obj', '-p', 'mesh_scal:=0.001'],
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    assert done.returncode == 2, done.stderr
-    assert "parameter mesh_file_path '/no/such.obj'" in done.stderr + done.stdout
-    assert 'did you mean mesh_scale?' in done.stderr + done.stdout
+def test_a_refused_configure_names_what_is_wrong_and_may_be_tried_again(make_rig, capfd):
+    def build(parameters, nested, report):
+        if parameters.mesh_file_path == 'unused.obj':
+            raise ValueError('parameter mesh_file_path: no such file')
+        return rig_of[0].build(parameters, nested, report)
+
+    rig_of = []
+    rig = make_rig(connect=False, build=build)
+    rig_of.append(rig)
+    assert not rig.node.configured and rig.node.finished() is False
+    assert 'no such file. The node is unconfigured: mend it' in capfd.readouterr().err
+    assert rig.node.count_subscribers('/image') == 0
+    assert rig.node.set_parameters([Parameter('mesh_file_path', value='b.obj')])[0].successful
+    assert rig.node.start() and rig.node.active
+    rig._connect()
+    rig.send('camera_info', START_NS)
+    rig.frame(START_NS, mask=True)
+    rig.until(lambda: rig.stamps() == [START_NS])

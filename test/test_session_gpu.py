@@ -240,6 +240,21 @@ def test_what_cannot_be_captured_runs_without_a_graph_and_says_so_once(caplog):
     assert torch.cuda.memory_reserved() <= reserved - (256 << 20)
 
 
+def test_a_network_runs_as_often_as_it_must_before_it_is_captured():
+    """TorchScript compiles in its second run."""
+    capturing = []
+
+    def noting(a: torch.Tensor) -> torch.Tensor:
+        capturing.append(torch.cuda.is_current_stream_capturing())
+        return a * 2
+
+    engine = TorchEngine('notes', noting, (INPUT,), (OUTPUT,), 'cuda', warm_up_runs=3)
+    session = Session(engine, CudaGraphCache(2))
+    x = noise(2, 1)
+    torch.testing.assert_close(session.run({'a': x}, clone=True)['y'], x * 2)
+    assert capturing == [False] * 3 + [True]
+
+
 def test_an_engine_that_lost_all_its_graphs_captures_again(graphed):
     session, net = graphed()
     x = noise(3, 1)

@@ -15,6 +15,7 @@ from engine_rig import HERE, RTX, VERSION, built, digest, needs_rtx, plan, tool_
 
 from foundationpose_trt.pose.networks import RefineNet, ScoreNet
 from foundationpose_trt.pose.weights import save_network, write_manifest
+from foundationpose_trt.runtime import build
 from foundationpose_trt.runtime.build import BuildOptions, build_engine, ensure_engine
 from foundationpose_trt.runtime.build_progress import BuildMonitor
 from foundationpose_trt.runtime.engine_manifest import check_engine, read_manifest
@@ -143,6 +144,43 @@ def test_compute_capabilities(tmp_path):
     options = dataclasses.replace(RTX, compute_capabilities=('9.0',))
     with pytest.raises(ValueError, match=r'capability "9\.0" is not among .*SM89'):
         build_engine(onnx, tmp_path / 'e', options)
+
+
+@pytest.fixture
+def on_gpu(monkeypatch):
+    """Pretend that the GPU here has a compute capability."""
+
+    def use(capability: str) -> None:
+        here = dataclasses.replace(HERE, gpu='the GPU', compute_capability=capability)
+        monkeypatch.setattr(build, 'platform_of', lambda api: here)
+
+    return use
+
+
+@pytest.mark.parametrize(
+    ('capability', 'targets'),
+    [
+        ('7.5', ('7.5',)),  # not among RTX's own, but it can
+        ('8.6', build.RTX_CAPABILITIES),
+        ('12.1', build.RTX_CAPABILITIES),
+        ('9.0', build.RTX_CAPABILITIES),  # it cannot; the engine may be for another machine
+    ],
+)
+def test_rtx_builds_for_the_gpu_here_where_it_can(tmp_path, on_gpu, capability, targets):
+    on_gpu(capability)
+    onnx = rig.write_tiny(tmp_path / 'net.onnx')
+    assert build_engine(onnx, tmp_path / 'e', RTX).compute_capabilities == targets
+    told = dataclasses.replace(RTX, compute_capabilities=('8.9',))
+    assert build_engine(onnx, tmp_path / 'e', told).compute_capabilities == ('8.9',)
+
+
+@pytest.mark.parametrize('capability', ['8.7', '9.0', '10.0'])
+def test_no_engine_is_ensured_that_the_gpu_here_could_not_run(tmp_path, on_gpu, capability):
+    on_gpu(capability)
+    onnx = rig.write_tiny(tmp_path / 'net.onnx')
+    with pytest.raises(ValueError, match='builds no engine for the GPU .*install tensorrt'):
+        ensure_engine(onnx, tmp_path / 'net.engine', RTX)
+    assert not (tmp_path / 'net.engine').exists()
 
 
 def test_progress_never_falls_and_ends_at_one(tmp_path):

@@ -2,67 +2,25 @@
 
 from __future__ import annotations
 
-from collections import deque
-
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
-
-from foundationpose_trt.datatypes import (
-    CameraIntrinsics,
-    Frame,
-    Outcome,
-    PoseEstimate,
-    PoseQuality,
-    TrackingState,
+from tracker_rig import (
+    BAD,
+    FRAME,
+    HIDDEN,
+    LOST,
+    MASK,
+    SEARCHING,
+    TRACKING,
+    Scripted,
+    failed,
+    found,
+    pose,
 )
+
+from foundationpose_trt.datatypes import Outcome, PoseEstimate, PoseQuality
 from foundationpose_trt.pose.tracker import ObjectTracker, TrackerSettings, turned_copies
-
-SEARCHING, TRACKING, LOST = TrackingState.SEARCHING, TrackingState.TRACKING, TrackingState.LOST
-GOOD = PoseQuality(rendered=1000, agreeing=900, in_front=50, behind=50)
-MASK = np.ones((4, 6), bool)
-FRAME = Frame(
-    np.zeros((4, 6, 3), np.uint8), np.ones((4, 6), np.float32), CameraIntrinsics(5, 5, 3, 2, 6, 4)
-)
-
-
-def pose(x_m: float) -> np.ndarray:
-    matrix = np.eye(4)
-    matrix[:3, :3] = Rotation.from_euler('xyz', [0.3, -0.4, 1.0]).as_matrix()
-    matrix[:3, 3] = x_m, 0.1, 0.8
-    return matrix
-
-
-def found(x_m: float, quality: PoseQuality = GOOD) -> PoseEstimate:
-    return PoseEstimate(Outcome.OK, pose(x_m), quality=quality)
-
-
-def failed(outcome: Outcome) -> PoseEstimate:
-    return PoseEstimate(outcome)
-
-
-class Scripted:
-    """Answers from queues and remembers what it was asked."""
-
-    def __init__(
-        self, register: list[PoseEstimate] = (), track: list[PoseEstimate] = (), scores: list = ()
-    ) -> None:
-        self._register, self._track, self._scores = deque(register), deque(track), deque(scores)
-        self.masks: list[np.ndarray] = []
-        self.tracked_from: list[float] = []
-        self.scored: list[np.ndarray] = []
-
-    def register(self, frame: Frame, mask: np.ndarray) -> PoseEstimate:
-        self.masks.append(mask)
-        return self._register.popleft()
-
-    def track(self, frame: Frame, camera_from_object: np.ndarray) -> PoseEstimate:
-        self.tracked_from.append(float(camera_from_object[0, 3]))
-        return self._track.popleft()
-
-    def score(self, frame: Frame, camera_from_object: np.ndarray) -> np.ndarray:
-        self.scored.append(camera_from_object)
-        return np.array(self._scores.popleft(), np.float32)
 
 
 def run(tracker: ObjectTracker, masks: list[np.ndarray | None]) -> list[tuple]:
@@ -145,10 +103,6 @@ def test_the_gate_while_tracking(quality, outcome):
     settings = TrackerSettings(min_agreement=0.6, min_visible=0.15, min_support_px=60)
     tracker, _ = tracking([found(0.1, quality)], settings)
     assert run(tracker, [None]) == [(TRACKING, 'track', outcome)]
-
-
-BAD = found(9.0, PoseQuality(1000, 100, 0, 900))
-HIDDEN = found(9.0, PoseQuality(1000, 10, 990, 0))
 
 
 def test_a_short_occlusion_is_survived_from_the_last_good_pose():
@@ -270,6 +224,11 @@ def test_turned_copies_are_30_degrees_off_about_the_cameras_axes():
         ({'register_min_agreement': 60}, 'register_min_agreement is 60, must be a share'),
         ({'register_min_visible': float('nan')}, 'register_min_visible is nan, must be a share'),
         ({'lost_after': 0}, 'lost_after is 0, must be at least 1'),
+        ({'recover_margin': -0.05}, 'recover_margin is -0.05, must be a share between 0 and 1'),
+        ({'recover_margin': 2}, 'recover_margin is 2, must be a share'),
+        ({'recover_margin': float('nan')}, 'recover_margin is nan, must be a share'),
+        ({'timeout_s': -1.0}, 'timeout_s is -1.0, must be a number of seconds, or 0 for no'),
+        ({'timeout_s': float('nan')}, 'timeout_s is nan, must be a number of seconds'),
         ({'score_interval': -1}, 'score_interval is -1 .* neither may be negative'),
         ({'min_support_px': -5}, 'min_support_px -5, neither may be negative'),
     ],

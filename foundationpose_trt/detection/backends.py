@@ -12,9 +12,15 @@ import torch
 
 from ..datatypes import require
 from ..runtime.build import BuildOptions, ensure_engine
-from ..runtime.choice import BackendChoice, default_folder, fitting_tensorrt, require_serves
+from ..runtime.choice import (
+    TENSORRT,
+    BackendChoice,
+    default_folder,
+    fitting_tensorrt,
+    require_serves,
+)
 from ..runtime.engine import Engine
-from ..runtime.engine_manifest import record_tolerance
+from ..runtime.engine_manifest import Platform, check_engine, record_tolerance
 from ..runtime.onnx_engine import OnnxEngine
 from ..runtime.specs import BATCH, TensorSpec
 from ..runtime.tensorrt_engine import TensorRtEngine
@@ -26,6 +32,7 @@ from .manifest import DYNAMIC, DetectorManifest, ModelFile, checked_path, read_m
 BACKENDS = ('auto', 'torchscript', 'onnxruntime', 'tensorrt', 'tensorrt_rtx')
 DTYPES = {'fp32': torch.float32, 'fp16': torch.float16}
 DETECTOR_BATCHES = (1,)
+BUILD_IT = 'start the node with build_engines:=true, where TensorRT is installed'
 
 Progress = Callable[[str, float, str], None]  # network, fraction done, phase
 logger = logging.getLogger(__name__)
@@ -56,12 +63,12 @@ def open_detector(
     require(precision in words, f'precision is "{precision}", must be one of {", ".join(words)}')
     opening = _Opening(folder, torch.device(device), precision, choice or BackendChoice())
     backend, reason = opening.chosen()
-    opening.settle_precision(backend)
+    opening.require_precision(backend, reason)
     logger.info('detector %s runs on %s: %s', opening.manifest.name, backend, reason)
     if backend == 'onnxruntime':
-        engine: Engine = OnnxEngine(opening.path('onnx'))
+        engine: Engine = OnnxEngine(opening.path(backend))
     elif backend == 'torchscript':
-        engine = opening.torchscript()
+        engine = opening.torchscript(reason)
     else:
         engine = opening.tensorrt(backend, progress)
     return OpenedDetector(opening.manifest, engine, f'{backend} ({reason})')
@@ -75,77 +82,104 @@ class _Opening:
     ) -> None:
         self.manifest = read_manifest(folder)
         self._folder, self._device = folder, device
-        self._precision, self._choice = precision, choice
+        self._asked, self._choice = precision, choice
 
     def chosen(self) -> tuple[str, str]:
         """Return the back end and why."""
         if self._choice.backend != 'auto':
             require_serves(self._choice.backend, BACKENDS, self._device)
             return self._choice.backend, 'asked for'
-        if self._device.type == 'cuda':
-            backend, reason = fitting_tensorrt(
-                lambda backend: [self.plan(backend)], self._device, self._choice.build
-            )
-            return (backend, reason) if backend else ('torchscript', reason)
+        return self._chosen_on_cuda() if self._device.type == 'cuda' else self._chosen_on_cpu()
+
+    def _chosen_on_cuda(self) -> tuple[str, str]:
+        if not any(file.kind == 'onnx' for file in self.manifest.files):
+            return 'torchscript', f'{self._folder} holds no ONNX file'
+        backend, reason = fitting_tensorrt(
+            lambda backend: [self.plan(backend)], self._device, self._choice.build, self._check_fit
+        )
+        return backend or 'torchscript', reason
+
+    def _check_fit(self, plan: Path, platform: Platform) -> None:
+        """Raise ValueError where an engine is not the one for this model's file."""
+        onnx = self._onnx(platform.backend)
+        check_engine(plan, platform, onnx if onnx.is_file() else None, BUILD_IT)
+
+    def _chosen_on_cpu(self) -> tuple[str, str]:
         if importlib.util.find_spec('onnxruntime') is None:
             return 'torchscript', 'onnxruntime not installed'
         if self.manifest.find('onnx', 'fp32') is None:
             return 'torchscript', f'{self._folder} holds no ONNX file in fp32'
         return 'onnxruntime', 'faster than torch on a CPU'
 
-    def settle_precision(self, backend: str) -> None:
-        """Turn 'auto' into what the back end runs best."""
-        if self._precision == 'auto':
-            known = self.manifest.find('onnx', 'fp16') or importlib.util.find_spec('onnx')
-            half = backend.startswith('tensorrt') and known is not None
-            self._precision = 'fp16' if half else 'fp32'
+    def precision_on(self, backend: str) -> str:
+        """Return what was asked for, and of 'auto' what the back end runs best."""
+        if self._asked != 'auto':
+            return self._asked
+        known = self.manifest.find('onnx', 'fp16') or importlib.util.find_spec('onnx')
+        return 'fp16' if backend in TENSORRT and known is not None else 'fp32'
+
+    def require_precision(self, backend: str, reason: str) -> None:
+        """Raise ValueError for half precision where there is none; reason: of the back end."""
+        half = self.precision_on(backend) == 'fp16'
         require(
-            self._precision == 'fp32' or self._device.type == 'cuda',
+            not half or self._device.type == 'cuda',
             f'precision fp16 on device {self._device}: half precision needs CUDA, choose fp32',
+        )
+        require(
+            not half or backend in TENSORRT,
+            f'precision fp16 with backend {backend} ({reason}): a detector has no TorchScript in'
+            f' half, choose precision auto or fp32; or TensorRT: {BUILD_IT}',
         )
 
     def plan(self, backend: str) -> Path:
         """Where the engine belongs."""
-        self.settle_precision(backend)
-        folder = self._choice.folder or default_folder()
-        return folder / f'{self.manifest.name}_{self._precision}' / backend / 'detector.engine'
+        return self._home(backend) / backend / 'detector.engine'
 
-    def path(self, kind: str) -> Path:
-        """Return a file of the folder, its content checked; raises ValueError without it."""
-        file = self._file(kind)
-        if file is None and kind == 'onnx' and self._precision == 'fp16':
-            return self._made_half()
-        device = f' for {self._device.type}' if kind == 'torchscript' else ''
+    def _home(self, backend: str) -> Path:
+        """Folder of what is made of the network's file: of that content, whatever its name."""
+        file = self._source(backend)
+        folder = self._choice.folder or default_folder()
+        name = f'{self.manifest.name}_{file.sha256[:12]}_{self.precision_on(backend)}'
+        return folder / name
+
+    def _source(self, backend: str) -> ModelFile:
+        """The ONNX file to build from; of half also the one in fp32, to make it of."""
+        precision = self.precision_on(backend)
+        file = self.manifest.find('onnx', precision) or self.manifest.find('onnx', 'fp32')
         require(
             file is not None,
-            f'{self._folder} holds no {kind} file of precision {self._precision}{device}: export'
-            ' the detector with it',
+            f'{self._folder} holds no onnx file of precision {precision}: export the detector with'
+            ' it',
         )
         assert file is not None
-        return checked_path(self._folder, file)
+        return file
 
-    def _made_half(self) -> Path:
-        """Return the network in half, made of the one in float32 once, beside the engines."""
-        single = self.manifest.find('onnx', 'fp32')
-        require(single is not None, f'{self._folder} holds no onnx file: export the detector')
-        assert single is not None
-        source = checked_path(self._folder, single)
-        folder = self._choice.folder or default_folder()
-        path = folder / f'{self.manifest.name}_fp16' / f'detector_{single.sha256[:16]}.onnx'
-        if not path.is_file():
+    def _onnx(self, backend: str) -> Path:
+        """Where that network is, or will be when it has been made in half."""
+        file = self._source(backend)
+        if file.precision == self.precision_on(backend):
+            return self._folder / file.file
+        return self._home(backend) / 'detector.onnx'
+
+    def path(self, backend: str) -> Path:
+        """Return the ONNX file of a back end, its content checked; half is made once if it must.
+
+        Raises ValueError where there is none.
+        """
+        file, path = self._source(backend), self._onnx(backend)
+        source = checked_path(self._folder, file)
+        if path != source and not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
             write_half(source, path)
         return path
 
-    def _file(self, kind: str) -> ModelFile | None:
-        device = self._device.type if kind == 'torchscript' else ''
-        return self.manifest.find(kind, self._precision, device)
-
-    def torchscript(self) -> Engine:
-        """Load the traced module for this device."""
-        path, file, manifest = self.path('torchscript'), self._file('torchscript'), self.manifest
+    def torchscript(self, reason: str) -> Engine:
+        """Load the traced module for this device; reason: why it must be that."""
+        manifest = self.manifest
+        file = manifest.find('torchscript', 'fp32', self._device.type)
+        require(file is not None, self._lacks_torchscript(reason))
         assert file is not None
-        dtype = DTYPES[self._precision]
+        path, dtype = checked_path(self._folder, file), DTYPES[file.precision]
         batch = BATCH if file.batch == DYNAMIC else int(file.batch)
         inputs = [TensorSpec(manifest.input, (batch, 3, *manifest.resolution), dtype)]
         sizes: dict[str, tuple[int, ...]] = {
@@ -157,16 +191,25 @@ class _Opening:
         outputs = [TensorSpec(name, (batch, *rest), dtype) for name, rest in sizes.items()]
         return load_torchscript(path, file.sha256, inputs, outputs, self._device)
 
+    def _lacks_torchscript(self, reason: str) -> str:
+        device = self._device.type
+        other = BUILD_IT if device == 'cuda' else "pip install '.[onnx]' to run its ONNX file"
+        return (
+            f'{self._folder} holds no torchscript file of precision fp32 for {device}, and nothing'
+            f' else is to run it ({reason}): {other}; or export the detector with one:'
+            f' `foundationpose-trt export detector --weights FILE --out {self._folder} --formats'
+            f' torchscript --device {device}`'
+        )
+
     def tensorrt(self, backend: str, progress: Progress | None) -> Engine:
         """Open the engine, built first where that is allowed; compared before its first use."""
-        plan, onnx = self.plan(backend), self.path('onnx')
+        plan, onnx = self.plan(backend), self.path(backend)
         if self._choice.build:
-            file = self._file('onnx') or self.manifest.find('onnx', 'fp32')
-            free = file is not None and file.batch == DYNAMIC
+            free = self._source(backend).batch == DYNAMIC
             options = BuildOptions(backend=backend, batches=DETECTOR_BATCHES if free else None)
             report = None if progress is None else _named(progress)
             ensure_engine(onnx, plan, options, report)
-        engine = TensorRtEngine(plan, self._device, onnx)
+        engine = TensorRtEngine(plan, self._device, onnx, backend=backend, remedy=BUILD_IT)
         if not engine.manifest.tolerance:
             self._check(engine, plan)
         return engine

@@ -13,6 +13,8 @@ from ..datatypes import require
 from ..runtime.engine import Engine
 from ..runtime.graph_cache import CacheStats, CudaGraphCache
 from ..runtime.session import Session
+from ..runtime.specs import BATCH
+from ..runtime.stage_timer import StageTimer
 from .images import ColorImage
 from .label_image import DEFAULT_BAND_M, label_image, labels_of_masks
 from .manifest import DetectorManifest
@@ -46,10 +48,7 @@ class DetectorSettings:
         require(
             0 <= self.threshold <= 1, f'confidence_threshold is {self.threshold}, must be 0..1'
         )
-        require(
-            len(self.objects) <= MOST_OBJECTS and len(set(self.objects)) == len(self.objects),
-            f'objects are {self.objects}: at most {MOST_OBJECTS}, each once',
-        )
+        require_labels(self.objects)
 
 
 @dataclass(frozen=True)
@@ -80,12 +79,14 @@ class Detector:
         require_fit(manifest, engine)
         classes = self.settings.classes or tuple(manifest.class_names)
         self.objects = self.settings.objects or classes
+        require_labels(self.objects)
         self.object_columns = manifest.columns_of(self.objects)
         columns = manifest.columns_of(tuple(dict.fromkeys((*classes, *self.objects))))
         self._select_on_host = HostSelector(columns, len(manifest.classes), manifest.select)
         self._select = Selector(columns, manifest.select, self.device)
         self._painter = LabelPainter(self.object_columns, len(manifest.classes), self.device)
         self._preprocess = make_preprocessor(manifest, self.device)
+        self.upload_timer = StageTimer(self.device)
         self._session = Session(engine, None)
         self.set_cuda_graph_cache_capacity(self.settings.cuda_graph_cache_capacity)
         on_cuda = self.device.type == 'cuda'
@@ -110,8 +111,10 @@ class Detector:
         return None if cache is None else cache.stats()
 
     def warm_up(self, height: int = 480, width: int = 640) -> None:
-        """Run the real path once on a gray image of the camera's size."""
-        self.detect(ColorImage.of_array(np.full((height, width, 3), 114, np.uint8)))
+        """Run the real path on a gray image of the camera's size until it is as fast as later."""
+        image = ColorImage.of_array(np.full((height, width, 3), 114, np.uint8))
+        for _ in range(self._session.engine.warm_up_runs):
+            self.detect(image)
 
     @torch.inference_mode()
     def detect(self, image: ColorImage, mark: Callable[[str], None] = ignore) -> Found:
@@ -122,7 +125,8 @@ class Detector:
         """
         size = (image.height, image.width)
         with torch.cuda.stream(self.stream) if self.stream else nullcontext():
-            self._preprocess.upload(image)
+            with self.upload_timer:
+                self._preprocess.upload(image)
             mark('upload')
             self._preprocess.write(self._input_buffer())
             mark('pre')
@@ -209,6 +213,15 @@ class Detector:
         return rows, content[head:].reshape(size) if size else None
 
 
+def require_labels(objects: tuple[str, ...]) -> None:
+    """Raise ValueError for names that cannot be told apart in a label image."""
+    require(
+        len(objects) <= MOST_OBJECTS and len(set(objects)) == len(objects),
+        f'objects are {len(objects)} names, {", ".join(objects[:8])} ...: at most {MOST_OBJECTS},'
+        ' each once; name those to be labelled as objects',
+    )
+
+
 def require_fit(manifest: DetectorManifest, engine: Engine) -> None:
     """Raise ValueError unless an engine takes and gives what the manifest says."""
     inputs = {spec.name: spec.shape for spec in engine.inputs}
@@ -223,4 +236,10 @@ def require_fit(manifest: DetectorManifest, engine: Engine) -> None:
         f'{engine.name} takes {inputs} and gives {outputs}; the manifest of {manifest.name} says'
         f' input {manifest.input} of {wanted}, outputs {names} and {len(manifest.classes)} columns'
         f' of {manifest.logits}: it is an engine of another model, build it from this one',
+    )
+    batch = inputs[manifest.input][0]
+    require(
+        batch in (1, BATCH),
+        f'{engine.name} takes {batch} images at once, a detector is given one: export it with'
+        ' --batch 1 or --batch dynamic',
     )

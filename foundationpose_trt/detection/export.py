@@ -7,12 +7,15 @@ a detector that was exported runs without.
 from __future__ import annotations
 
 import copy
+import hashlib
 import importlib
 import importlib.metadata
 import io
+import logging
 import os
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +44,8 @@ OPSET = 17  # the newest that TensorRT 8.6 parses
 FORMATS = ('onnx', 'torchscript')
 PRECISIONS = ('fp32', 'fp16')
 INPUT, BOXES, LOGITS, MASKS = 'input', 'dets', 'labels', 'masks'  # rfdetr's names, B4
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,11 @@ class DetectorExport:
             f'{self.checkpoint}: there is no such checkpoint',
         )
         require(self.batch is None or self.batch >= 1, f'batch is {self.batch}, must be >= 1')
+        require(
+            not self.compact or 'fp32' in self.precisions,
+            f'compact with precisions {self.precisions}: a compact file computes in fp32; leave'
+            ' one of both away (what runs in fp16 is made of it where it is needed)',
+        )
 
 
 def export_detector(request: DetectorExport, folder: Path) -> DetectorManifest:
@@ -84,9 +94,21 @@ def export_detector(request: DetectorExport, folder: Path) -> DetectorManifest:
     return export_model(reference_model(request), request, folder)
 
 
-def export_model(model: Any, request: DetectorExport, folder: Path) -> DetectorManifest:
-    """As export_detector, of a model of the reference package that is there already."""
+def export_model(
+    model: Any,
+    request: DetectorExport,
+    folder: Path,
+    variant: str = '',
+    source: Mapping[str, Any] | None = None,
+) -> DetectorManifest:
+    """As export_detector, of a model of the reference package that is there already.
+
+    variant, source: what the manifest says it is and where it comes from, where that is neither
+    a published size nor a checkpoint's file.
+    """
     manifest = _manifest(model, request, folder.name)
+    known_source = {**manifest.source, **(source or {})}
+    manifest = replace(manifest, variant=variant or manifest.variant, source=known_source)
     folder.mkdir(parents=True, exist_ok=True)
     manifest = _with_known_files(manifest, folder)
     if 'onnx' in request.formats:
@@ -161,9 +183,11 @@ def _manifest(model: Any, request: DetectorExport, name: str) -> DetectorManifes
 
 
 def _digest(network: torch.nn.Module) -> str:
-    """Tell apart random weights: the sum of all, as a word."""
-    total = sum(float(p.double().sum()) for p in network.state_dict().values() if p.numel())
-    return f'{total:.12e}'
+    """SHA-256 of all weights: the same on every device."""
+    digest = hashlib.sha256()
+    for value in network.state_dict().values():
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _columns(model: Any, request: DetectorExport) -> tuple[str | None, ...]:
@@ -183,14 +207,23 @@ def _columns(model: Any, request: DetectorExport) -> tuple[str | None, ...]:
 
 def _with_known_files(manifest: DetectorManifest, folder: Path) -> DetectorManifest:
     """Keep the files listed in the folder if they are of the same weights."""
-    if not (folder / FILE).exists():
-        return manifest
-    known = read_manifest(folder)
-    if known.source.get('sha256') != manifest.source['sha256']:
+    known = known_manifest(folder)
+    if known is None or known.source.get('sha256') != manifest.source['sha256']:
         return manifest
     for file in known.files:
         manifest = add_file(manifest, file)
     return manifest
+
+
+def known_manifest(folder: Path) -> DetectorManifest | None:
+    """The manifest of a folder; None without one, and for one that must be written anew."""
+    if not (folder / FILE).exists():
+        return None
+    try:
+        return read_manifest(folder)
+    except ValueError as error:
+        logger.warning('%s', error)
+        return None
 
 
 def _onnx(model: Any, batch: int | None) -> Any:

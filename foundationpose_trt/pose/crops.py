@@ -193,6 +193,11 @@ class ObservedImages:
     depth_m: torch.Tensor
     intrinsics: torch.Tensor
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.depth_m.shape[1], self.depth_m.shape[2]
+
 
 @dataclass(frozen=True)
 class CropGeometry:

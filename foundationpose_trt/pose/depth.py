@@ -23,20 +23,22 @@ def is_valid(depth: float) -> bool:
 
 
 @wp.func
-def outside(region: wp.array2d(dtype=int), n: int, y: int, x: int) -> bool:
-    """Whether a pixel lies outside the region (x_first, y_first, x_last, y_last) of image n."""
-    if region[n, 0] > x or region[n, 1] > y:
-        return True
-    return x > region[n, 2] or y > region[n, 3]
+def outside(regions: wp.array3d(dtype=int), n: int, y: int, x: int) -> bool:
+    """Whether a pixel lies outside all regions (x_first, y_first, x_last, y_last) of image n."""
+    for r in range(regions.shape[1]):
+        begun = x >= regions[n, r, 0] and y >= regions[n, r, 1]
+        if begun and x <= regions[n, r, 2] and y <= regions[n, r, 3]:
+            return False
+    return True
 
 
 @wp.kernel
 def erode(
-    depth: wp.array3d(dtype=float), region: wp.array2d(dtype=int), out: wp.array3d(dtype=float)
+    depth: wp.array3d(dtype=float), regions: wp.array3d(dtype=int), out: wp.array3d(dtype=float)
 ):
     """Drop a pixel when more than 80 % of its window is invalid or more than 1 mm away."""
     n, y, x = wp.tid()
-    if outside(region, n, y, x):
+    if outside(regions, n, y, x):
         return
     center = depth[n, y, x]
     out[n, y, x] = 0.0
@@ -59,14 +61,14 @@ def erode(
 @wp.kernel
 def smooth(
     depth: wp.array3d(dtype=float),
-    region: wp.array2d(dtype=int),
+    regions: wp.array3d(dtype=int),
     spatial: wp.array2d(dtype=float),
     out: wp.array3d(dtype=float),
 ):
     """Gaussian mean of the neighbours within 1 cm of the window's mean; fills small holes."""
     n, y, x = wp.tid()
     out[n, y, x] = 0.0
-    if outside(region, n, y, x):
+    if outside(regions, n, y, x):
         return
     count = float(0.0)
     total = float(0.0)
@@ -106,7 +108,7 @@ def spatial_weights() -> torch.Tensor:
 class DepthFilter:
     """Erosion then bilateral smoothing of (I, H, W) float32 metres; owns its two buffers.
 
-    Only the region of each image is computed; outside of it the result is 0, no depth.
+    Only the regions of each image are computed; outside of them the result is 0, no depth.
     """
 
     def __init__(self, images: int, height: int, width: int, device: torch.device) -> None:
@@ -116,26 +118,27 @@ class DepthFilter:
         last = [0, 0, width - 1, height - 1]
         self.whole = torch.tensor([last] * images, dtype=torch.int32, device=device)
 
-    def __call__(self, depth_m: torch.Tensor, region: torch.Tensor | None = None) -> torch.Tensor:
-        """Filter; region (I, 4) int32 inclusive x_first, y_first, x_last, y_last, default all.
+    def __call__(self, depth_m: torch.Tensor, regions: torch.Tensor | None = None) -> torch.Tensor:
+        """Filter; regions int32 inclusive x_first, y_first, x_last, y_last, default all.
 
-        The returned tensor is the filter's buffer, valid until the next call. Raises ValueError
-        when the depth is not of the size given on construction.
+        regions: (I, 4), or (I, R, 4) for the union of R of them in each image. The returned
+        tensor is the filter's buffer, valid until the next call. Raises ValueError when the
+        depth is not of the size given on construction.
         """
         require(
             depth_m.shape == self._smooth.shape,
             f'depth is {tuple(depth_m.shape)}, this filter is for {tuple(self._smooth.shape)}',
         )
-        region = self.whole if region is None else region
-        outer = self._grown(region)
+        inner = (self.whole if regions is None else regions).reshape(len(depth_m), -1, 4)
+        outer = self._grown(inner)
         shape, device = tuple(depth_m.shape), depth_m.device
         source, eroded, smoothed = map(as_warp, (depth_m, self._eroded, self._smooth))
         launch(erode, shape, [source, as_warp(outer), eroded], device)
         spatial = as_warp(self._spatial)
-        launch(smooth, shape, [eroded, as_warp(region), spatial, smoothed], device)
+        launch(smooth, shape, [eroded, as_warp(inner), spatial, smoothed], device)
         return self._smooth
 
     @staticmethod
-    def _grown(region: torch.Tensor) -> torch.Tensor:
-        """Extend a region by the window radius: smoothing reads that far into the erosion."""
-        return torch.cat([region[:, :2] - 2, region[:, 2:] + 2], dim=1)
+    def _grown(regions: torch.Tensor) -> torch.Tensor:
+        """Extend regions by the window radius: smoothing reads that far into the erosion."""
+        return torch.cat([regions[..., :2] - 2, regions[..., 2:] + 2], dim=-1)

@@ -1,6 +1,8 @@
-"""Network inputs of poses of one object: rendered "A" and observed "B" into fixed buffers."""
+"""Network inputs of poses of objects: rendered "A" and observed "B" into fixed buffers."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 
@@ -24,22 +26,28 @@ NEIGHBOURHOOD_RATIO = 2.0  # the refiner's 1.2 and 0.4 diameters of motion to ea
 
 
 class ViewWriter:
-    """Owns the buffers (capacity, 6, 160, 160) of both halves and the rasterizer of "A"."""
+    """Owns the buffers (capacity, 6, 160, 160) of both halves and the rasterizer of "A".
+
+    Poses of any of the meshes may stand in one call; `objects` (n,) int32 on the device says
+    which mesh each is of, by default all of the first.
+    """
 
     def __init__(
         self,
-        mesh: ObjectMesh,
+        meshes: ObjectMesh | Sequence[ObjectMesh],
         capacity: int,
         dtype: torch.dtype,
         device: torch.device,
         layout: torch.memory_format = torch.contiguous_format,
     ) -> None:
         """layout: of the buffers in memory, as the networks read them."""
+        meshes = (meshes,) if isinstance(meshes, ObjectMesh) else tuple(meshes)
+        diameters = torch.tensor([mesh.diameter_m for mesh in meshes], dtype=torch.float64)
         self.capacity = capacity
-        self._raster = Rasterizer(MeshBank([mesh], device), capacity)
-        self._diameter = torch.tensor([mesh.diameter_m], dtype=torch.float64, device=device)
-        self._inverse_radius = torch.full((capacity,), 2 / mesh.diameter_m, device=device)
-        self._mesh_index = torch.zeros(capacity, 1, dtype=torch.int32, device=device)
+        self._raster = Rasterizer(MeshBank(meshes, device), capacity)
+        self._diameters = diameters.to(device)
+        self._inverse_radii = (2 / diameters).float().to(device)  # by mesh, 1 / metres
+        self._first = torch.zeros(capacity, dtype=torch.int32, device=device)
         shape = (capacity, 6, CROP_PX, CROP_PX)
         self._rendered = torch.empty(shape, dtype=dtype, device=device, memory_format=layout)
         self._observed = torch.empty(shape, dtype=dtype, device=device, memory_format=layout)
@@ -50,40 +58,60 @@ class ViewWriter:
         return {RENDERED: self._rendered, OBSERVED: self._observed}
 
     def write(
-        self, poses: torch.Tensor, images: ObservedImages, spec: CropSpec, size: tuple[int, ...]
+        self,
+        poses: torch.Tensor,
+        images: ObservedImages,
+        spec: CropSpec,
+        size: tuple[int, ...],
+        objects: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write A and B of camera_from_centered (n <= capacity, 4, 4) for an image of size (H, W).
 
         Returns views of the buffers, valid until the next call. Asynchronous, no host sync.
         """
-        rendered, windows = self._render(poses, images, spec)
-        n = len(poses)
+        n, objects = len(poses), self._known(objects, poses)
+        rendered, windows = self._render(poses, images, spec, objects)
         observed = self._observed[:n]
         grid = observed_grid(windows, size[1], size[0])
-        geometry = CropGeometry(windows, grid, poses[:, :3, 3], self._inverse_radius[:n])
+        inverse_radius = self._inverse_radii.index_select(0, objects)
+        geometry = CropGeometry(windows, grid, poses[:, :3, 3], inverse_radius)
         write_observed_input(observed, images, geometry, spec)
         return rendered, observed
 
     def write_with_depth(
-        self, poses: torch.Tensor, images: ObservedImages, spec: CropSpec, size: tuple[int, ...]
+        self,
+        poses: torch.Tensor,
+        images: ObservedImages,
+        spec: CropSpec,
+        size: tuple[int, ...],
+        objects: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write A alone; return it and the observed depth (n, 160, 160) metres where B looks.
 
         Depth outside the image is 0. images must hold one image, shared by the poses
         (n, 4, 4). A is a view of the buffer, valid until the next call. No host sync.
         """
-        rendered, windows = self._render(poses, images, spec)
+        objects = self._known(objects, poses)
+        rendered, windows = self._render(poses, images, spec, objects)
         return rendered, self._depth_at(windows, images, size)
 
+    def _known(self, objects: torch.Tensor | None, poses: torch.Tensor) -> torch.Tensor:
+        return self._first[: len(poses)] if objects is None else objects
+
     def _render(
-        self, poses: torch.Tensor, images: ObservedImages, spec: CropSpec
+        self,
+        poses: torch.Tensor,
+        images: ObservedImages,
+        spec: CropSpec,
+        objects: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write A; return it and the crop windows it was drawn for."""
         n = len(poses)
-        windows = crop_windows(poses[:, :3, 3], images.intrinsics, self._diameter, spec.ratio)
+        diameters = self._diameters.index_select(0, objects)
+        windows = crop_windows(poses[:, :3, 3], images.intrinsics, diameters, spec.ratio)
         view = rendered_intrinsics(windows, images.intrinsics)
-        self._raster.draw(self._mesh_index[:n], poses[:, None], view)
-        self._raster.write_network_input(self._rendered[:n], self._inverse_radius[:1], spec.near_m)
+        self._raster.draw(objects[:, None], poses[:, None], view)
+        self._raster.write_network_input(self._rendered[:n], self._inverse_radii, spec.near_m)
         return self._rendered[:n], windows
 
     @staticmethod
@@ -102,11 +130,16 @@ class ViewWriter:
         return depth_m * (in_row[:, :, None] & in_column[:, None])
 
     def neighbourhood(
-        self, poses: torch.Tensor, intrinsics: torch.Tensor, size: tuple[int, ...]
+        self,
+        poses: torch.Tensor,
+        intrinsics: torch.Tensor,
+        size: tuple[int, ...],
+        objects: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Image region (1, 4) int32 x_first, y_first, x_last, y_last that tracking can read."""
-        translations = poses[:, :3, 3]
-        window = crop_windows(translations, intrinsics, self._diameter, NEIGHBOURHOOD_RATIO)
+        """Image regions (n, 4) int32 x_first, y_first, x_last, y_last that tracking can read."""
+        objects = self._known(objects, poses)
+        diameters = self._diameters.index_select(0, objects)
+        window = crop_windows(poses[:, :3, 3], intrinsics, diameters, NEIGHBOURHOOD_RATIO)
         low = window[:, :2]
         high = window[:, :2] + window[:, 2:]
         limits_x, limits_y = size[1] - 1, size[0] - 1

@@ -15,16 +15,19 @@ Item = TypeVar('Item')
 
 
 class DebugImage(Generic[Item]):
-    """Publishes topic `debug/image`; what is offered while one is drawn replaces what waits.
+    """Publishes an image topic; what is offered while one is drawn replaces what waits.
 
     draw: turns what is offered into a message, or None; runs in the thread. enabled: may change
     at any time.
     """
 
-    def __init__(self, node: Node, enabled: bool, draw: Callable[[Item], Image | None]) -> None:
+    def __init__(
+        self, node: Node, enabled: bool, draw: Callable[[Item], Image | None], topic: str
+    ) -> None:
         self.enabled = enabled
+        self._node = node
         self._draw = draw
-        self._publisher = node.create_publisher(Image, 'debug/image', NEWEST_IMAGE_QOS)
+        self._publisher = node.create_publisher(Image, topic, NEWEST_IMAGE_QOS)
         self._worker: NewestWorker[Item] = NewestWorker(self._handle)
         self._worker.start()
 
@@ -40,6 +43,11 @@ class DebugImage(Generic[Item]):
     def stop(self) -> bool:
         """Draw nothing more; returns False when the thread still runs."""
         return self._worker.stop(timeout_s=1.0)
+
+    def destroy(self) -> None:
+        """Stop, and take the topic off the graph."""
+        self.stop()
+        self._node.destroy_publisher(self._publisher)
 
     def _handle(self, item: Item) -> None:
         message = self._draw(item)

@@ -14,20 +14,21 @@ from typing import Any
 import numpy as np
 from sensor_msgs.msg import Image
 
+from foundationpose_trt.detection.detector import Detector
 from foundationpose_trt.detection.overlay import draw_detections
 from foundationpose_trt.detection.postprocess import Detections
 from foundationpose_trt.ros import conversions
 from foundationpose_trt.ros.dds import announced_but_silent
 from foundationpose_trt.ros.debug_image import DebugImage
 from foundationpose_trt.ros.detector_factory import BuiltDetector, build_detector
-from foundationpose_trt.ros.detector_outputs import DetectorOutputs
+from foundationpose_trt.ros.detector_outputs import LATENCIES, DetectorOutputs
 from foundationpose_trt.ros.detector_parameters import DetectorParameters
 from foundationpose_trt.ros.image_node import ImageNode, image_stamp_ns
-from foundationpose_trt.ros.matcher import NewestMatcher
+from foundationpose_trt.ros.matcher import NewestMatcher, dropped_halves
 from foundationpose_trt.ros.rejections import RejectedMessage, Rejection
 from foundationpose_trt.ros.running import run_node
+from foundationpose_trt.ros.runtime_figures import gpu_memory, graph_figures
 from foundationpose_trt.ros.throttle import RateLimit
-from foundationpose_trt.ros.worker import NewestWorker
 
 NODE_NAME = 'detector_node'
 OK, NOTHING_FOUND = 'OK', 'NOTHING_FOUND'
@@ -59,40 +60,67 @@ class DetectorNode(ImageNode):
     image.
     """
 
+    latency_names = LATENCIES
+    prefix = 'detector_'
+
     def __init__(
         self, build: Callable[..., BuiltDetector] = build_detector, **options: Any
     ) -> None:
+        self._build_detector = build
+        self._detector: Detector | None = None
+        self._outputs: DetectorOutputs | None = None
+        self._debug: DebugImage[Drawing] | None = None
         super().__init__(NODE_NAME, DetectorParameters, **options)
-        built = build(self.parameters, self._build_reports())
-        self.get_logger().info(f'detecting with {built.description}')
-        self._detector = built.detector
-        self._classes = built.detector.manifest.classes
-        self._warm = False
-        self._rate = RateLimit(self.parameters.max_rate_hz)
-        self._matcher = NewestMatcher(round(self.parameters.sync_slop_ms * 1e6))
-        self._wants_depth = not built.detector.manifest.masks
-        self._has_depth = False  # somebody publishes it
-        self._outputs = DetectorOutputs(self)
-        self._debug = DebugImage(self, self.parameters.publish_debug, self._draw)
-        self._worker: NewestWorker[Job] = NewestWorker(self._process)
-        self._worker.start()
-        if self.parameters.build_only:
-            return
-        inputs: list[tuple[type, str, Callable]] = [(Image, 'image', self._on_image)]
-        if self._wants_depth:
-            inputs.append((Image, 'depth', self._on_depth))
-        self._listen(inputs, self._check_inputs)
-        self._worker.offer(Job())
 
     def finished(self) -> bool:
         """As ImageNode's; the thread that draws is watched too."""
-        self._debug.raise_failure()
+        if self._debug is not None:
+            self._debug.raise_failure()
         return super().finished()
 
     def close(self) -> bool:
         """As ImageNode's; the thread that draws ends too."""
-        drawn = self._debug.stop()
+        drawn = self._debug is None or self._debug.stop()
         return super().close() and drawn
+
+    # Transitions.
+
+    def _make(self) -> None:
+        p = self.parameters
+        built = self._build_detector(p, self._build_reports())
+        self.get_logger().info(f'detecting with {built.description}')
+        self._detector = built.detector
+        self._description = built.description
+        self._classes = built.detector.manifest.classes
+        self._wants_depth = not built.detector.manifest.masks
+        self._has_depth = False  # somebody publishes it
+        self._rate = RateLimit(p.max_rate_hz)
+        self._outputs = DetectorOutputs(self, self.note)
+        self._debug = DebugImage(self, p.publish_debug, self._draw, 'debug/image')
+        if 0 not in (p.warm_up_height, p.warm_up_width):
+            start_s = time.monotonic()
+            built.detector.warm_up(p.warm_up_height, p.warm_up_width)
+            elapsed_s = time.monotonic() - start_s
+            self.note('detector_warm_up_ms', elapsed_s * 1e3)
+            self.get_logger().info(f'warm after {elapsed_s:.2f} s')
+
+    def _drop(self) -> None:
+        self._detector = None
+        outputs, self._outputs = self._outputs, None
+        debug, self._debug = self._debug, None
+        for part in (outputs, debug):
+            if part is not None:
+                part.destroy()
+
+    def _begin(self) -> None:
+        self._matcher = NewestMatcher(round(self.parameters.sync_slop_ms * 1e6))
+        super()._begin()
+
+    def _inputs(self) -> list[tuple[type, str, Callable]]:
+        inputs: list[tuple[type, str, Callable]] = [(Image, 'image', self._on_image)]
+        if self._wants_depth:
+            inputs.append((Image, 'depth', self._on_depth))
+        return inputs
 
     # Callbacks of the executor's thread.
 
@@ -115,16 +143,20 @@ class DetectorNode(ImageNode):
             self._offer(Job(frames.image, frames.depth))
 
     def _offer(self, job: Job) -> None:
+        assert job.image is not None and self._worker is not None
+        if self._is_stale(image_stamp_ns(job.image)):
+            return
         if not self._rate.lets_through(time.monotonic()):
+            self._drops['over_rate'] += 1
             return
         displaced = self._worker.offer(job)
         if displaced is not None and displaced.image is not None:
-            self._ledger.drop(image_stamp_ns(displaced.image))
+            self.ledger.drop(image_stamp_ns(displaced.image))
 
     def _check_inputs(self) -> None:
         names, silent = self._topics, self._silent_topics()
         for topic, name in names.items():
-            if silent[topic] and self._trouble.note(f'SILENT_{topic}'):
+            if silent[topic] and self.trouble.note(f'SILENT_{topic}'):
                 self.get_logger().warning(
                     announced_but_silent(name, self._silence.after_s, not all(silent.values()))
                 )
@@ -132,9 +164,9 @@ class DetectorNode(ImageNode):
             return
         self._has_depth = self.count_publishers(names['depth']) > 0
         mismatch = self._matcher.never_matching()
-        if mismatch and self._has_depth and self._trouble.note('STAMPS_NEVER_MATCH'):
+        if mismatch and self._has_depth and self.trouble.note('STAMPS_NEVER_MATCH'):
             self.get_logger().warning(mismatch)
-        if not self._has_depth and self.outcomes[OK] and self._trouble.note('NO_DEPTH'):
+        if not self._has_depth and self.outcomes[OK] and self.trouble.note('NO_DEPTH'):
             self.get_logger().warning(
                 f'nobody publishes {names["depth"]} and the model has no masks: the segmentation'
                 ' is whole boxes, background included'
@@ -144,19 +176,22 @@ class DetectorNode(ImageNode):
 
     def _process(self, job: Job) -> None:
         self._apply(self._take_changes())
-        self._warm_up()
         if job.image is None:
             return
-        self._ledger.handle(image_stamp_ns(job.image))
+        self.ledger.handle(image_stamp_ns(job.image))
+        self.note_handled()
         start_s = time.perf_counter()
         try:
             detections, labels = self._detect(job.image, job.depth)
         except RejectedMessage as error:
-            self._reject(error)
+            self.reject(error)
             return
-        if self._worker.stopping:
+        if self.stopping or self._outputs is None or self._debug is None:
             return
-        self._outputs.publish_latency('detector_ms', (time.perf_counter() - start_s) * 1e3)
+        self.note('detector_ms', (time.perf_counter() - start_s) * 1e3)
+        upload_ms = self._detecting.upload_timer.last_ms()
+        if upload_ms is not None:
+            self.note('detector_upload_ms', upload_ms)
         names = [str(self._classes[column]) for column in detections.columns]
         self._outputs.publish_found(detections, names, labels, job.image.header)
         self._settle(OK if len(detections) else NOTHING_FOUND)
@@ -174,37 +209,36 @@ class DetectorNode(ImageNode):
                     f'depth is {depth_m.shape[1]}x{depth_m.shape[0]}, the image {size[1]}x'
                     f'{size[0]}: publish depth registered to the colour image',
                 )
-        found = self._detector.detect(image)
+        found = self._detecting.detect(image)
         if found.labels is not None:
             return found.detections, found.labels
         band_m = self.parameters.depth_band_m
-        labels = self._detector.labels_from_boxes(found.detections, size, depth_m, band_m)
+        labels = self._detecting.labels_from_boxes(found.detections, size, depth_m, band_m)
         return found.detections, labels
 
-    def _apply(self, changes: dict[str, Any]) -> None:
-        for name, value in changes.items():
-            if name == 'confidence_threshold':
-                self._detector.set_threshold(value)
-            elif name == 'max_rate_hz':
-                self._rate = RateLimit(value)
-            elif name == 'cuda_graph_cache_capacity':
-                self._detector.set_cuda_graph_cache_capacity(value)
-            else:
-                self._debug.enabled = value
+    def _apply(self, changed: set[str]) -> None:
+        p = self.parameters
+        if 'confidence_threshold' in changed:
+            self._detecting.set_threshold(p.confidence_threshold)
+        if 'max_rate_hz' in changed:
+            self._rate = RateLimit(p.max_rate_hz)
+        if 'cuda_graph_cache_capacity' in changed:
+            self._detecting.set_cuda_graph_cache_capacity(p.cuda_graph_cache_capacity)
+        if 'sync_slop_ms' in changed:
+            self._matcher.slop_ns = round(p.sync_slop_ms * 1e6)
+        if 'publish_debug' in changed and self._debug is not None:
+            self._debug.enabled = p.publish_debug
 
-    def _warm_up(self) -> None:
-        height, width = self.parameters.warm_up_height, self.parameters.warm_up_width
-        if self._warm or 0 in (height, width):
-            return
-        start_s = time.monotonic()
-        self._detector.warm_up(height, width)
-        self._warm = True
-        self.get_logger().info(f'warm after {time.monotonic() - start_s:.2f} s')
+    @property
+    def _detecting(self) -> Detector:
+        assert self._detector is not None  # only between configure and cleanup
+        return self._detector
 
     def _settle(self, outcome: str) -> None:
         self.outcomes[outcome] += 1
-        self._outputs.publish_outcome(outcome)
-        self._outputs.publish_latency('detector_dropped', self.dropped)
+        if self._outputs is not None:
+            self._outputs.publish_outcome(outcome)
+        self.note('detector_dropped', self.dropped)
 
     # The drawing thread.
 
@@ -212,11 +246,32 @@ class DetectorNode(ImageNode):
         start_s = time.perf_counter()
         rgb = conversions.rgb_array(drawing.image)
         drawn = draw_detections(
-            rgb, drawing.detections, drawing.names, drawing.labels, self._detector.object_columns
+            rgb, drawing.detections, drawing.names, drawing.labels, self._detecting.object_columns
         )
         message = conversions.image_message(drawn, 'rgb8', drawing.image.header)
-        self._outputs.publish_latency('visualize_ms', (time.perf_counter() - start_s) * 1e3)
+        self.note('detector_visualize_ms', (time.perf_counter() - start_s) * 1e3)
         return message
+
+    # The reporting thread.
+
+    def drops(self) -> dict[str, int]:
+        """As ImageNode's, with the halves that found no partner."""
+        counts = super().drops()
+        if self._has_depth_topic():
+            for reason, count in dropped_halves(self._matcher.counts).items():
+                counts[reason] += count
+        return counts
+
+    def _has_depth_topic(self) -> bool:
+        return bool(self._listening) and self._wants_depth
+
+    def _backend(self) -> dict[str, Any]:
+        detector = self._detector
+        if detector is None:
+            return {}
+        stats = detector.stats()
+        figures = graph_figures([] if stats is None else [stats])
+        return {'backend': self._description, **figures, **gpu_memory(detector.device)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

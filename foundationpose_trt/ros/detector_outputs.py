@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 from rclpy.node import Node
 from sensor_msgs.msg import Image
-from std_msgs.msg import Float32, Header, String
+from std_msgs.msg import Header, String
 
 from foundationpose_trt.detection.postprocess import Detections
 from foundationpose_trt.ros.conversions import image_message, stamp_ns
 from foundationpose_trt.ros.detection_messages import detection_array, vision_messages
 from foundationpose_trt.ros.qos import NEWEST_IMAGE_QOS, RESULT_QOS
 
-# detector_*: tracker_node has publish_ms, age_ms and dropped of its own in the same namespace
+# detector_*: tracker_node has the others of its own in the same namespace
 LATENCIES = (
-    'detector_ms', 'detector_publish_ms', 'detector_age_ms', 'detector_dropped', 'visualize_ms',
+    'detector_ms', 'detector_upload_ms', 'detector_publish_ms', 'detector_visualize_ms',
+    'detector_age_ms', 'detector_cycle_ms', 'detector_warm_up_ms', 'detector_dropped',
 )  # fmt: skip
 NS_PER_MS = 1e6
 
@@ -28,7 +30,9 @@ class DetectorOutputs:
     frame; `detector_outcome` names the result of every frame.
     """
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, note: Callable[[str, float], None]) -> None:
+        self._node = node
+        self._note = note
         self._clock = node.get_clock()
         self._segmentation = node.create_publisher(Image, 'segmentation', NEWEST_IMAGE_QOS)
         self._messages = vision_messages()
@@ -39,10 +43,6 @@ class DetectorOutputs:
             kind = self._messages.Detection2DArray
             self._detections = node.create_publisher(kind, 'detections', RESULT_QOS)
         self._outcome = node.create_publisher(String, 'detector_outcome', RESULT_QOS)
-        self._latency = {
-            name: node.create_publisher(Float32, f'latency/{name}', RESULT_QOS)
-            for name in LATENCIES
-        }
 
     def publish_found(
         self, detections: Detections, names: list[str], labels: np.ndarray, header: Header
@@ -51,17 +51,20 @@ class DetectorOutputs:
         start = time.perf_counter()
         if self._segmentation.get_subscription_count():
             self._segmentation.publish(image_message(labels, 'mono8', header))
-        if self._detections is not None and self._messages is not None:
+        wanted = self._detections is not None and self._detections.get_subscription_count()
+        if wanted and self._detections is not None and self._messages is not None:
             array = detection_array(self._messages, detections, names, header)
             self._detections.publish(array)
-        self.publish_latency('detector_publish_ms', (time.perf_counter() - start) * 1e3)
+        self._note('detector_publish_ms', (time.perf_counter() - start) * 1e3)
         age_ns = self._clock.now().nanoseconds - stamp_ns(header.stamp)
-        self.publish_latency('detector_age_ms', age_ns / NS_PER_MS)
+        self._note('detector_age_ms', age_ns / NS_PER_MS)
 
     def publish_outcome(self, name: str) -> None:
         """Publish how a frame ended: OK, NOTHING_FOUND or a Rejection."""
         self._outcome.publish(String(data=name))
 
-    def publish_latency(self, name: str, value: float) -> None:
-        """Publish one of LATENCIES: milliseconds, or for dropped the total since the start."""
-        self._latency[name].publish(Float32(data=float(value)))
+    def destroy(self) -> None:
+        """Take the topics off the graph."""
+        for publisher in (self._segmentation, self._outcome, self._detections):
+            if publisher is not None:
+                self._node.destroy_publisher(publisher)

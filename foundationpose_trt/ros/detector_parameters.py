@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 from foundationpose_trt.detection.backends import BACKENDS
 from foundationpose_trt.detection.label_image import DEFAULT_BAND_M
+from foundationpose_trt.ros.camera_parameters import CameraNodeParameters
 from foundationpose_trt.ros.parameters import check_values, parameter
 
 
 @dataclass(frozen=True)
-class DetectorParameters:
+class DetectorParameters(CameraNodeParameters):
     """Values in force for one run of detector_node. Raises ValueError naming what is wrong."""
 
     model: str = parameter(
@@ -28,10 +29,6 @@ class DetectorParameters:
         0.0, 'detect at most so many images per second; 0: as many as possible',
         'Hz', (0.0, 1000.0), live=True,
     )  # fmt: skip
-    device: str = parameter(
-        'auto', 'where the network runs; auto takes CUDA if there is a GPU',
-        choices=('auto', 'cpu', 'cuda'),
-    )  # fmt: skip
     precision: str = parameter(
         'auto', 'floating point of the network; auto: fp16 with TensorRT, else fp32',
         choices=('auto', 'fp32', 'fp16'),
@@ -40,38 +37,17 @@ class DetectorParameters:
         'auto', 'what runs the network; auto: a TensorRT engine that is there and fits, else'
         ' torchscript; on a CPU ONNX Runtime where it is installed', choices=BACKENDS,
     )  # fmt: skip
-    engines_folder: str = parameter(
-        '', "folder of engines; empty: foundationpose_trt in the user's cache"
-    )
-    build_engines: bool = parameter(
-        False, 'build the TensorRT engine if it is missing or does not fit, at the start'
-    )
-    build_only: bool = parameter(False, 'end when the engine is there, without detecting')
-    cuda_graph_cache_capacity: int = parameter(
-        0, 'CUDA graphs kept; the network needs 1; 0: none; no effect on a CPU', 'graphs',
-        (0, 64), live=True,
-    )  # fmt: skip
-    warm_up_width: int = parameter(
-        640, 'width of the image that is run before the first one; 0: no warm-up', 'pixels',
-        (0, 16384),
-    )  # fmt: skip
-    warm_up_height: int = parameter(480, 'its height', 'pixels', (0, 16384))
     depth_band_m: float = parameter(
         DEFAULT_BAND_M, 'of a model without masks: how deep an object may be, so that the pixels'
-        ' of its box before and behind it are left out', 'm', (0.001, 10.0),
+        ' of its box before and behind it are left out', 'm', (0.001, 10.0), live=True,
     )  # fmt: skip
-    depth_unit_m: float = parameter(
-        0.001, 'metres per unit of a 16UC1 depth image', 'm', (1e-6, 1.0)
+    budget_detector_ms: float = parameter(
+        33.0, 'an image should take no longer; 0: no budget', 'ms', (0.0, 60000.0), live=True
     )
-    sync_slop_ms: float = parameter(
-        10.0, 'largest distance of stamps of image and depth', 'ms', (0.0, 1000.0)
-    )
-    publish_debug: bool = parameter(
-        False, 'draw what was found on debug/image while someone subscribes', live=True
-    )
-    silence_warning_s: float = parameter(
-        5.0, 'warn when an announced topic is silent for this long', 's', (0.5, 3600.0)
-    )
+    budget_detector_age_ms: float = parameter(
+        100.0, 'an image should be no older when its segmentation is out; 0: no budget', 'ms',
+        (0.0, 60000.0), live=True,
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         check_values(self)

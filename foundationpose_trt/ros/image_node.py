@@ -1,118 +1,226 @@
-"""What the nodes on a camera share: checked parameters, a worker on the newest frame, troubles."""
+"""What the nodes on a camera share: a worker on the newest frame, latencies, troubles, counts."""
 
 from __future__ import annotations
 
+import gc
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from rcl_interfaces.msg import SetParametersResult
+from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.clock import Clock, ClockType
-from rclpy.node import Node
-from rclpy.parameter import Parameter
 from rclpy.qos import QoSPolicyKind, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
 
+from foundationpose_trt.latency import Level
 from foundationpose_trt.ros import conversions
 from foundationpose_trt.ros.build_reports import BuildReports
 from foundationpose_trt.ros.dds import SilenceCheck
+from foundationpose_trt.ros.health import HealthReports
+from foundationpose_trt.ros.latencies import LatencyTopics, status
 from foundationpose_trt.ros.ledger import FrameLedger
-from foundationpose_trt.ros.parameters import (
-    declare,
-    given_parameters,
-    live_parameters,
-    unknown_parameters,
-)
+from foundationpose_trt.ros.managed_node import ManagedNode
 from foundationpose_trt.ros.qos import LATCHED_QOS
-from foundationpose_trt.ros.rejections import RejectedMessage
-from foundationpose_trt.ros.throttle import ThrottledCount
+from foundationpose_trt.ros.rejections import RejectedMessage, Rejection
+from foundationpose_trt.ros.throttle import EventRate, ThrottledCount
 from foundationpose_trt.ros.worker import NewestWorker
+from foundationpose_trt.runtime.graph_cache import flush_allocator
 
 CHECK_PERIOD_S = 1.0
+CLOSE_S = 1.0  # how long the end of the process waits for the frame in work
+END_S = 60.0  # how long deactivate waits for it: a registration on a CPU takes seconds
+BUDGET = 'budget_'  # parameters budget_<stage>_ms
 INPUT_QOS_OVERRIDES = (
     QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH, QoSPolicyKind.RELIABILITY,
     QoSPolicyKind.DURABILITY,
 )  # fmt: skip
 
 
-class ImageNode(Node):
+class ImageNode(ManagedNode):
     """A node whose callbacks only put the newest frame into a worker's slot.
 
-    kind: its parameter dataclass, with silence_warning_s and build_only. siblings: those of other
-    nodes in its process, whose parameters it passes over in silence. A subclass sets `_worker` and
-    starts it, and counts what became of each frame with `_settle`.
+    kind: its parameter dataclass, with the parameters of camera_parameters.py. A subclass
+    declares `latency_names`, makes what it needs in `_make` and drops it in `_drop`, says what it
+    listens to in `_inputs` and `_check_inputs`, handles a frame in `_process`.
     """
 
-    _worker: NewestWorker[Any]
+    latency_names: tuple[str, ...] = ()
+    prefix = ''  # of the latencies of this node
 
     def __init__(
         self, name: str, kind: type, siblings: Sequence[type] = (), **options: Any
     ) -> None:
-        super().__init__(name, **options)
-        self.parameters: Any = declare(self, kind)
-        for line in unknown_parameters(given_parameters(self), kind, siblings):
-            self.get_logger().warning(line)
-        self._live = live_parameters(kind)
-        self._changes: dict[str, Any] = {}  # of live parameters, not yet in force
-        self.add_on_set_parameters_callback(self._on_set_parameters)
-        self._ledger = FrameLedger()
-        self.outcomes: Counter[str] = Counter()
-        self._trouble = ThrottledCount()
-        self._silence = SilenceCheck(self.parameters.silence_warning_s)
+        super().__init__(name, kind, siblings, **options)
         self._topics: dict[str, str] = {}  # their names in code -> after remapping
+        self._worker: NewestWorker[Any] | None = None
+        self._health: HealthReports | None = None
+        self._latencies: LatencyTopics | None = None
+        self._listening: list[Any] = []
+        self._check_timer: Any = None
+        self._builds: Any = None
+        self._begin_counts(history=1)
 
     @property
     def dropped(self) -> int:
-        """How many frames were never handled."""
-        return self._ledger.dropped
+        """How many frames were never handled because others were newer."""
+        return self.ledger.dropped
+
+    def start(self) -> bool:
+        """As ManagedNode's; raises ValueError with build_only, where nobody could mend it."""
+        started = super().start()
+        if not started and self.parameters is not None and self.parameters.build_only:
+            raise ValueError(self.refusal)
+        return started
 
     def finished(self) -> bool:
-        """With build_only at once; raises WorkerFailed when the worker ended with an exception."""
-        self._worker.raise_failure()
-        return bool(self.parameters.build_only)
+        """With build_only as soon as it is configured.
+
+        Raises WorkerFailed when a thread ended with an exception, and what a transition raised.
+        """
+        self.raise_bug()
+        for part in (self._worker, self._health):
+            if part is not None:
+                part.raise_failure()
+        return bool(self.configured and self.parameters.build_only)
 
     def close(self) -> bool:
-        """Stop the worker, say what happened to the frames; False when a frame still runs."""
-        if self._worker.stopping:
-            return self._worker.stop(timeout_s=0.0)
-        ended = self._worker.stop()
-        if not ended:
-            self.get_logger().warning('ending in the middle of a frame')
-        self.get_logger().info(f'frames by outcome: {dict(self.outcomes)}, dropped {self.dropped}')
+        """Stop the threads, say what happened to the frames; False when a frame still runs."""
+        health, self._health = self._health, None
+        if health is not None:
+            health.stop()
+        if self._worker is None:
+            return True
+        first = not self._worker.stopping
+        ended = self._worker.stop(timeout_s=CLOSE_S if first else 0.0)
+        if first:
+            if not ended:
+                self.get_logger().warning('ending in the middle of a frame')
+            counts = f'{dict(self.outcomes)}, dropped {self.drops()}'
+            self.get_logger().info(f'frames by outcome: {counts}')
         return ended
 
-    def _listen(
-        self, inputs: Iterable[tuple[type, str, Callable]], check: Callable[[], None]
-    ) -> None:
-        """Subscribe the inputs: best effort, newest only; call check every CHECK_PERIOD_S."""
-        for kind, topic, callback in inputs:
+    def drops(self) -> dict[str, int]:
+        """How many frames, or halves of them, were not handled, by reason."""
+        invalid = sum(self.outcomes[rejection.value] for rejection in Rejection)
+        return {'busy': self.ledger.dropped, **self._drops, 'invalid': invalid}
+
+    # Transitions.
+
+    def _build(self) -> None:
+        p = self.parameters
+        self._begin_counts(history=getattr(p, 'mask_history_frames', 1))
+        self._silence = SilenceCheck(p.silence_warning_s)
+        self._latencies = LatencyTopics(self, self.latency_names, p.latency_window_s)
+        self._make()
+        self._health = HealthReports(self, self._statuses)
+
+    def _begin(self) -> None:
+        self._worker = NewestWorker(self._process, self._prefer)
+        self._worker.start()
+        if self.parameters.build_only:
+            return
+        for kind, topic, callback in self._inputs():
             subscription = self.create_subscription(
                 kind, topic, callback, input_qos(),
                 qos_overriding_options=QoSOverridingOptions(INPUT_QOS_OVERRIDES),
             )  # fmt: skip
+            self._listening.append(subscription)
             self._topics[topic] = subscription.topic_name
         # steady: with use_sim_time and no /clock, ROS time stands still and nothing would warn
-        self.create_timer(CHECK_PERIOD_S, check, clock=Clock(clock_type=ClockType.STEADY_TIME))
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self._check_timer = self.create_timer(CHECK_PERIOD_S, self._check_inputs, clock=steady)
+
+    def _end(self) -> bool:
+        if self._check_timer is not None:
+            self.destroy_timer(self._check_timer)
+            self._check_timer = None
+        for subscription in self._listening:
+            self.destroy_subscription(subscription)
+        self._listening = []
+        return self._worker is None or self._worker.stop(timeout_s=END_S)
+
+    def _release(self) -> None:
+        health, self._health = self._health, None
+        if health is not None:
+            health.stop()
+        self._worker = None
+        self._drop()
+        latencies, self._latencies = self._latencies, None
+        if latencies is not None:
+            latencies.destroy()
+        builds, self._builds = self._builds, None
+        if builds is not None:
+            self.destroy_publisher(builds)
+        gc.collect()
+        flush_allocator()  # the GPU is others' until the next configure
+
+    # What a subclass does.
+
+    def _make(self) -> None:
+        """Make what the parameters ask for and warm it up; raises ValueError or OSError."""
+        raise NotImplementedError
+
+    def _drop(self) -> None:
+        """Drop what _make made."""
+        raise NotImplementedError
+
+    def _inputs(self) -> Iterable[tuple[type, str, Callable]]:
+        """Type, topic and callback of every input."""
+        raise NotImplementedError
+
+    def _check_inputs(self) -> None:
+        """Once a second in the executor's thread: warn of inputs that do not come."""
+        raise NotImplementedError
+
+    def _process(self, job: Any) -> None:
+        """Handle one item, in the worker's thread."""
+        raise NotImplementedError
+
+    def _prefer(self, new: Any, pending: Any) -> bool:
+        """Whether a new item replaces the one that waits."""
+        return True
+
+    def _backend(self) -> dict[str, Any]:
+        """What the runtime says of itself, for the summary."""
+        return {}
+
+    def _object_statuses(self) -> list[DiagnosticStatus]:
+        """How the objects do, for the summary."""
+        return []
+
+    # What a subclass uses.
+
+    @property
+    def stopping(self) -> bool:
+        """Whether what is in work must not be published any more."""
+        return self._worker is None or self._worker.stopping
+
+    def _begin_counts(self, history: int) -> None:
+        self.ledger = FrameLedger(history)
+        self.outcomes: Counter[str] = Counter()
+        self._drops: Counter[str] = Counter({'unmatched': 0, 'stale': 0})
+        self.trouble = ThrottledCount()
+        self._handled = EventRate()
+
+    def note(self, name: str, value: float) -> None:
+        """Take a latency in milliseconds, or the value of a counter, of `latency_names`."""
+        if self._latencies is not None:
+            self._latencies.note(name, value)
+
+    def note_handled(self) -> None:
+        """A frame is being handled: the time since the one before is the cycle."""
+        cycle_s = self._handled.note(time.monotonic())
+        if cycle_s is not None:
+            self.note(f'{self.prefix}cycle_ms', cycle_s * 1e3)
 
     def _build_reports(self) -> BuildReports:
         """Where the progress of engine builds goes: the log and topic `engine_build`."""
         builds = self.create_publisher(String, 'engine_build', LATCHED_QOS)
+        self._builds = builds
         return BuildReports(self.get_logger(), lambda line: builds.publish(String(data=line)))
-
-    def _on_set_parameters(self, parameters: Sequence[Parameter]) -> SetParametersResult:
-        given = {p.name: p.value for p in parameters if p.name in self._live}
-        self._changes = {**self._changes, **given}  # at once, for the worker's thread
-        return SetParametersResult(successful=True)
-
-    def _take_changes(self) -> dict[str, Any]:
-        """New values of live parameters, for the worker to put in force between two frames."""
-        changes, self._changes = self._changes, {}
-        for name, value in changes.items():
-            self.get_logger().info(f'{name} is now {value}')
-        return changes
 
     def _heard(self, topic: str) -> None:
         self._silence.heard(topic, time.monotonic())
@@ -125,15 +233,55 @@ class ImageNode(Node):
             for topic, name in self._topics.items()
         }
 
-    def _reject(self, error: RejectedMessage) -> None:
+    def _is_stale(self, stamp_ns: int) -> bool:
+        """Whether an image is older than max_frame_age_ms by ROS time; it is counted then."""
+        limit_ms = self.parameters.max_frame_age_ms
+        if limit_ms <= 0:
+            return False
+        age_ms = (self.get_clock().now().nanoseconds - stamp_ns) / 1e6
+        if age_ms <= limit_ms:
+            return False
+        self._drops['stale'] += 1
+        if self.trouble.note('STALE'):
+            self.get_logger().warning(
+                f'images are {age_ms:.0f} ms old, max_frame_age_ms allows {limit_ms:g}: they are'
+                ' dropped; do camera and this machine share a clock, and is use_sim_time right?'
+            )
+        return True
+
+    def reject(self, error: RejectedMessage) -> None:
+        """Log, now and then, count and publish a message that cannot be used."""
         name = error.rejection.value
-        if self._trouble.note(name):
-            self.get_logger().error(f'{error} ({self._trouble.counts[name]} so far)')
+        if self.trouble.note(name):
+            self.get_logger().error(f'{error} ({self.trouble.counts[name]} so far)')
         self._settle(name)
 
     def _settle(self, outcome: str) -> None:
         """Count and publish how a frame ended."""
         raise NotImplementedError
+
+    def _statuses(self) -> list[DiagnosticStatus]:
+        """Everything for `latency/summary`; in the reporting thread."""
+        latencies = self._latencies
+        found = latencies.statuses(self._budgets_ms()) if latencies is not None else []
+        return [*found, self._flow(), status(self, 'runtime', self._backend()),
+                *self._object_statuses()]  # fmt: skip
+
+    def _budgets_ms(self) -> Mapping[str, float]:
+        values = vars(self.parameters)
+        return {
+            name[len(BUDGET) :]: value for name, value in values.items() if name.startswith(BUDGET)
+        }
+
+    def _flow(self) -> DiagnosticStatus:
+        rate_hz = self._handled.rate_hz(time.monotonic())
+        values: dict[str, Any] = {'rate_hz': f'{rate_hz:.2f}', 'handled': self._handled.total}
+        values |= {f'dropped_{reason}': count for reason, count in self.drops().items()}
+        values |= {f'outcome_{name}': count for name, count in dict(self.outcomes).items()}
+        quiet = self.active and self._handled.total > 0 and rate_hz == 0
+        level = Level.WARN if quiet else Level.OK
+        message = 'no image for a while' if quiet else f'{rate_hz:.1f} images per second'
+        return status(self, 'flow', values, level, message)
 
 
 def input_qos() -> QoSProfile:

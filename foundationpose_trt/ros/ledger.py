@@ -47,6 +47,11 @@ class FrameLedger:
             while self._aside:
                 self._drop(self._aside.popleft())
 
+    def was_handled(self, stamp_ns: int) -> bool:
+        """Tell whether a frame was handled, not long ago."""
+        with self._lock:
+            return stamp_ns in self._handled
+
     def was_dropped(self, stamp_ns: int) -> bool:
         """Tell whether a frame was counted as dropped, not long ago."""
         with self._lock:

@@ -7,6 +7,7 @@ or slower stream can never hold back the newest pair.
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -181,3 +182,14 @@ class GapRecord:
 def nearest(items: deque[Any], stamp_ns: int) -> Any | None:
     """Return the item whose stamp_ns is closest (the newer of two equally close), or None."""
     return min(reversed(items), key=lambda item: abs(item.stamp_ns - stamp_ns), default=None)
+
+
+def dropped_halves(counts: Mapping[str, int]) -> dict[str, int]:
+    """Sum a matcher's counts of image and depth: without a partner, and too late or repeated."""
+    halves = (IMAGE, DEPTH)
+    return {
+        'unmatched': sum(counts.get(f'{half}_unmatched', 0) for half in halves),
+        'stale': sum(
+            counts.get(f'{half}_{kind}', 0) for half in halves for kind in ('late', 'repeated')
+        ),
+    }

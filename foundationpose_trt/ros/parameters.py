@@ -14,6 +14,9 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 Parameters = TypeVar('Parameters')
+# what Isaac ROS calls ours, understood at the start where ours was not given; the other names that
+# both have mean the same (shared research, ros_peers.md 1a)
+ISAAC_NAMES = {'min_depth_m': 'min_depth', 'max_depth_m': 'max_depth'}
 OTHERS_PARAMETERS = ('use_sim_time', 'qos_overrides.', 'start_type_description_service')
 
 
@@ -46,10 +49,50 @@ def declare(node: Node, kind: type[Parameters]) -> Parameters:
     All but the live ones are read-only: fixed when the node starts. Raises ValueError naming the
     parameter, its value and what is allowed.
     """
+    declare_fields(node, kind)
+    return read(node, kind)
+
+
+def declare_fields(node: Node, kind: type, prefix: str = '', fixed: bool = True) -> None:
+    """Declare every field of a parameter dataclass on a node, once.
+
+    prefix: goes before every name, with a dot. fixed: all but the live ones are read-only; else
+    it is the node's to refuse what comes at the wrong time. Raises ValueError naming the
+    parameter, its value and what is allowed.
+    """
+    for spec in fields(kind):
+        name = prefixed(prefix, spec.name)
+        if not node.has_parameter(name):
+            _declare_one(node, name, spec, fixed and not spec.metadata['live'])
+
+
+def read(node: Node, kind: type[Parameters], prefix: str = '') -> Parameters:
+    """Return the values in force of a dataclass whose fields were declared.
+
+    Raises what the dataclass raises: ValueError naming the parameter.
+    """
     values = {}
     for spec in fields(kind):  # type: ignore[arg-type]
-        values[spec.name] = _declare_one(node, spec)
+        values[spec.name] = field_value(spec, current(node, prefixed(prefix, spec.name)))
     return kind(**values)
+
+
+def current(node: Node, name: str) -> Any:
+    """Return the value of a declared parameter; None for a list that was not given."""
+    try:
+        return node.get_parameter(name).value
+    except ParameterException:  # declared without a value
+        return None
+
+
+def field_value(spec: Field[Any], value: Any) -> Any:
+    """Return what ROS holds for a field as the dataclass has it."""
+    return tuple(value or ()) if isinstance(spec.default, tuple) else value
+
+
+def prefixed(prefix: str, name: str) -> str:
+    """Return the ROS name of a field."""
+    return f'{prefix}.{name}' if prefix else name
 
 
 def check_values(parameters: Any) -> None:
@@ -83,6 +126,7 @@ def unknown_parameters(
     siblings: of other nodes that share the process and its arguments; theirs are not unknown.
     """
     known = [spec.name for one in (kind, *siblings) for spec in fields(one)]
+    known += [alias for name, alias in ISAAC_NAMES.items() if name in known]
     lines = []
     for name in sorted(given):
         if name in known or name.startswith(OTHERS_PARAMETERS):
@@ -99,7 +143,7 @@ def given_parameters(node: Node) -> list[str]:
     return list(node._parameter_overrides)
 
 
-def describe(spec: Field[Any]) -> ParameterDescriptor:
+def describe(spec: Field[Any], read_only: bool = True) -> ParameterDescriptor:
     """Return the ROS descriptor of a field made with `parameter`."""
     limits, choices = spec.metadata['limits'], spec.metadata['choices']
     unit = f' [{spec.metadata["unit"]}]' if spec.metadata['unit'] else ''
@@ -107,7 +151,7 @@ def describe(spec: Field[Any]) -> ParameterDescriptor:
         name=spec.name,
         description=spec.metadata['description'] + unit,
         additional_constraints=f'one of {", ".join(choices)}' if choices else '',
-        read_only=not spec.metadata['live'],
+        read_only=read_only,
     )
     if limits and isinstance(spec.default, int):
         descriptor.integer_range = [
@@ -120,21 +164,27 @@ def describe(spec: Field[Any]) -> ParameterDescriptor:
     return descriptor
 
 
-def _declare_one(node: Node, spec: Field[Any]) -> Any:
+def _declare_one(node: Node, name: str, spec: Field[Any], read_only: bool) -> None:
     if spec.default is MISSING:
         raise TypeError(f'{spec.name} has no default: make it with parameter()')
     is_list = isinstance(spec.default, tuple)
     # the type of an empty list cannot be told from its value
     default = Parameter.Type.STRING_ARRAY if is_list else spec.default
+    given = node._parameter_overrides
+    alias = ISAAC_NAMES.get(name)
+    if alias in given and name not in given:
+        default = given[alias].value
     try:
-        value = node.declare_parameter(spec.name, default, describe(spec)).value
-        return tuple(value or ()) if is_list else value
+        node.declare_parameter(name, default, describe(spec, read_only))
     except ParameterException as error:
-        limits, choices = spec.metadata['limits'], spec.metadata['choices']
-        allowed = f', {limits[0]:g}..{limits[1]:g}' if limits else ''
-        allowed += f', one of {", ".join(choices)}' if choices else ''
-        wanted = 'a list of strings' if is_list else type(spec.default).__name__
-        example = ' (write 1.0, not 1)' if isinstance(spec.default, float) else ''
-        raise ValueError(
-            f'parameter {spec.name}: {error}; it must be {wanted}{example}{allowed}'
-        ) from error
+        raise ValueError(f'parameter {name}: {error}; {_allowed(spec)}') from error
+
+
+def _allowed(spec: Field[Any]) -> str:
+    limits, choices = spec.metadata['limits'], spec.metadata['choices']
+    allowed = f', {limits[0]:g}..{limits[1]:g}' if limits else ''
+    allowed += f', one of {", ".join(choices)}' if choices else ''
+    is_list = isinstance(spec.default, tuple)
+    wanted = 'a list of strings' if is_list else type(spec.default).__name__
+    example = ' (write 1.0, not 1)' if isinstance(spec.default, float) else ''
+    return f'it must be {wanted}{example}{allowed}'

@@ -94,7 +94,7 @@ class PlayerNode(Node):
         return True
 
     def _on_state(self, message: String) -> None:
-        self._state = message.data
+        self._state = message.data.partition(':')[0]  # what follows is the reason
 
     def _on_timer(self) -> None:
         if self._ended_s is not None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from types import FrameType
 from typing import Any, Protocol
 
@@ -15,6 +17,7 @@ from rclpy.logging import get_logger
 from rclpy.signals import SignalHandlerOptions
 
 from foundationpose_trt.ros.dds import use_shared_memory_profile
+from foundationpose_trt.ros.managed_node import ManagedNode
 from foundationpose_trt.ros.worker import WorkerFailed
 
 SPIN_TIMEOUT_S = 0.1  # how long a signal may wait while no message arrives
@@ -23,7 +26,7 @@ BAD_INPUT = 2
 
 
 class RunnableNode(Protocol):
-    """What run_node asks of a node beyond rclpy's Node."""
+    """What run_node asks of a node beyond rclpy's Node; a ManagedNode is started too."""
 
     def finished(self) -> bool:
         """Tell whether the work is done; raises what a thread of the node raised."""
@@ -41,17 +44,32 @@ class RunnableNode(Protocol):
         """Release the node's topics."""
 
 
+def _events_executor() -> Any:
+    """rclpy's newer executor, from Jazzy on; raises ImportError before."""
+    return importlib.import_module('rclpy.experimental.events_executor').EventsExecutor()
+
+
+# single: what the nodes use. events takes less time and is for comparison: see README, latency
+EXECUTORS: dict[str, Callable[[], Any]] = {
+    'single': SingleThreadedExecutor, 'events': _events_executor,
+}  # fmt: skip
+
+
 def run_node(
-    name: str, make_node: Callable[[], RunnableNode], arguments: Sequence[str] | None = None
+    name: str,
+    make_node: Callable[[], RunnableNode],
+    arguments: Sequence[str] | None = None,
+    make_executor: Callable[[], Any] = SingleThreadedExecutor,
 ) -> int:
     """Run one node until it is finished or SIGINT or SIGTERM arrives; as run_nodes."""
-    return run_nodes(name, [make_node], arguments)
+    return run_nodes(name, [make_node], arguments, make_executor)
 
 
 def run_nodes(
     name: str,
     makers: Sequence[Callable[[], RunnableNode]],
     arguments: Sequence[str] | None = None,
+    make_executor: Callable[[], Any] = SingleThreadedExecutor,
 ) -> int:
     """Run nodes in one process until all are finished or a signal arrives; return the status.
 
@@ -69,11 +87,15 @@ def run_nodes(
     try:
         for make in makers:
             nodes.append(make())
+        stop.ends_at_once = True  # a start may be in one call of minutes, an engine build
+        _start(nodes)
+        stop.ends_at_once = False
     except (ValueError, OSError) as error:
+        stop.ends_at_once = False
         get_logger(name).fatal(f'cannot start: {error}')
         all_ended = all([node.close() for node in nodes])
     else:
-        status, all_ended = _spin(name, nodes, stop)
+        status, all_ended = _spin(name, nodes, stop, make_executor())
     rclpy.try_shutdown()
     if not all_ended:
         # Python would tear down under a thread that is inside torch, which aborts the process
@@ -83,9 +105,10 @@ def run_nodes(
     return status
 
 
-def _spin(name: str, nodes: list[RunnableNode], stop: StopRequest) -> tuple[int, bool]:
+def _spin(
+    name: str, nodes: list[RunnableNode], stop: StopRequest, executor: Any
+) -> tuple[int, bool]:
     """Spin to the end; return the exit status and whether all threads ended."""
-    executor = SingleThreadedExecutor()
     for node in nodes:
         executor.add_node(node)
     status = 0
@@ -107,18 +130,40 @@ def _spin(name: str, nodes: list[RunnableNode], stop: StopRequest) -> tuple[int,
     return status, all_ended
 
 
+def _start(nodes: list[RunnableNode]) -> None:
+    """Start the nodes that have to be, in a thread, so that signals are seen meanwhile."""
+
+    def start() -> None:
+        for node in nodes:
+            if isinstance(node, ManagedNode):
+                node.start()
+
+    with ThreadPoolExecutor(1, 'start') as pool:
+        started = pool.submit(start)
+        while not started.done():
+            wait([started], timeout=SPIN_TIMEOUT_S)
+    started.result()
+
+
 def _all_finished(nodes: list[RunnableNode]) -> bool:
     return all([node.finished() for node in nodes])  # a list: each may raise what a thread raised
 
 
 class StopRequest:
-    """Set by SIGINT and SIGTERM; a second one ends the process at once."""
+    """Set by SIGINT and SIGTERM; a second one ends the process at once.
+
+    ends_at_once: the first one does too.
+    """
 
     def __init__(self) -> None:
-        self.requested = False
+        self.requested = self.ends_at_once = False
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
+        if self.ends_at_once:
+            sys.stderr.write('stopped while starting\n')
+            sys.stderr.flush()
+            os._exit(0)
         signal.signal(number, signal.SIG_DFL)

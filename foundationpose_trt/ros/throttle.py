@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 
 
@@ -53,3 +53,30 @@ class RateLimit:
         # from the due time, not from now: else the mean rate would fall below the highest
         self._due_s = (now_s if is_late else self._due_s) + period_s  # type: ignore[operator]
         return True
+
+
+class EventRate:
+    """Counts events and tells their rate over the last seconds. Pure logic; any clock in seconds.
+
+    One thread notes, others may ask.
+    """
+
+    def __init__(self, over_s: float = 5.0) -> None:
+        self.total = 0
+        self._over_s = over_s
+        self._times_s: deque[float] = deque(maxlen=1024)
+
+    def note(self, now_s: float) -> float | None:
+        """Count an event; return the seconds since the one before, None if that is long ago."""
+        last_s = self._times_s[-1] if self._times_s else None
+        self._times_s.append(now_s)
+        self.total += 1
+        return None if last_s is None or now_s - last_s > self._over_s else now_s - last_s
+
+    def rate_hz(self, now_s: float) -> float:
+        """Return events per second in the window that ends now; 0 when there are none."""
+        recent = [at for at in list(self._times_s) if now_s - at <= self._over_s]
+        if not recent:
+            return 0.0
+        covered_s = max(now_s - recent[0], 1e-3)
+        return len(recent) / max(covered_s, 1.0)

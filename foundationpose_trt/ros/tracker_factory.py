@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 from foundationpose_trt.datatypes import CameraIntrinsics
 from foundationpose_trt.pose.backends import Progress, open_engines
@@ -17,42 +18,101 @@ from foundationpose_trt.pose.estimator import (
     RegisterStage,
 )
 from foundationpose_trt.pose.mesh import ObjectMesh, load_mesh
-from foundationpose_trt.pose.tracker import ObjectTracker, TrackerSettings
+from foundationpose_trt.pose.object_group import ObjectGroup
+from foundationpose_trt.pose.symmetry import symmetry_rotations
+from foundationpose_trt.pose.tracker import TrackerSettings
 from foundationpose_trt.pose.weights import load_networks
 from foundationpose_trt.ros.build_choices import backend_choice, choose_device, naming
-from foundationpose_trt.ros.tracker_parameters import TrackerParameters
+from foundationpose_trt.ros.runtime_figures import gpu_memory, graph_figures
+from foundationpose_trt.ros.tracker_parameters import ObjectParameters, TrackerParameters
+
+Nested = Mapping[str, ObjectParameters]
 
 
-class BuiltTracker(NamedTuple):
-    """A tracker, and what must run once before its first frame."""
+@dataclass(frozen=True)
+class NamedObject:
+    """One object. topic: what goes before its topics' names, '' for the only one.
 
-    tracker: ObjectTracker
+    mask_label: its value in the segmentation, 0: any. mesh: None in tests without one.
+    """
+
+    name: str
+    class_id: str
+    tf_frame: str
+    topic: str = ''
+    mask_label: int = 0
+    mesh: ObjectMesh | None = None
+
+
+@dataclass(frozen=True)
+class BuiltTracker:
+    """A group of trackers, and what belongs to it.
+
+    warm_up: must run once before the first frame. apply: puts live parameters in force, between
+    two frames. labels: values of the objects in the segmentation. runtime: figures for the
+    summary. upload_ms: of the frame before, None when there is none.
+    """
+
+    group: Any
+    objects: tuple[NamedObject, ...]
     warm_up: Callable[[CameraIntrinsics], None]
     description: str
-    set_cuda_graph_cache_capacity: Callable[[int], None] = lambda capacity: None
+    apply: Callable[[TrackerParameters], None] = lambda parameters: None
+    runtime: Callable[[], dict[str, Any]] = dict
+    upload_ms: Callable[[], float | None] = lambda: None
 
 
-def build_tracker(parameters: TrackerParameters, report: Progress | None = None) -> BuiltTracker:
-    """Load mesh, networks and engines; raises ValueError naming the parameter that must change.
+def build_tracker(
+    parameters: TrackerParameters, nested: Nested, report: Progress | None = None
+) -> BuiltTracker:
+    """Load meshes, networks and engines; raises ValueError naming the parameter to change.
 
-    report is called while an engine is built.
+    nested: the parameters of each object by name, in the order of `objects`. report is called
+    while an engine is built.
     """
-    mesh = _load_mesh(parameters)
+    objects = named_objects(parameters, nested)
     device = choose_device(parameters.device)
     weights, precision = choose_networks(parameters, device)
     with naming(f"weights '{weights}' (precision {precision})"):
         networks = load_networks(weights, device, precision)
     with naming(f"backend '{parameters.backend}'"):
         engines = open_engines(networks, backend_choice(parameters), report)
-    settings = estimator_settings(parameters, device)
-    estimator = PoseEstimator(mesh, networks, settings, engines)
-    description = (
-        f'{mesh.name}: diameter {mesh.diameter_m * 1e3:.1f} mm, {len(mesh.faces)} triangles;'
-        f' weights {networks.name} on {device}, {precision}, by {engines.explanation}'
+    meshes = [one.mesh for one in objects if one.mesh is not None]
+    settings = estimator_settings(parameters, nested, device)
+    estimator = PoseEstimator(meshes, networks, settings, engines)
+    group = ObjectGroup(estimator, [tracker_settings(parameters)] * len(objects))
+    by = f'weights {networks.name} on {device}, {precision}, by {engines.explanation}'
+
+    def apply(changed: TrackerParameters) -> None:
+        estimator.set_settings(estimator_settings(changed, nested, device))
+        group.set_settings([tracker_settings(changed)] * len(objects))
+
+    return BuiltTracker(
+        group, objects, estimator.warm_up, f'{described(meshes)}; {by}', apply,
+        lambda: runtime_figures(estimator, engines.explanation), estimator.upload_ms,
+    )  # fmt: skip
+
+
+def named_objects(parameters: TrackerParameters, nested: Nested) -> tuple[NamedObject, ...]:
+    """Load the meshes; raises ValueError naming the parameter that must change."""
+    if not nested:
+        mesh = _load_mesh('', parameters.mesh_file_path, parameters.mesh_scale)
+        class_id = parameters.class_id or mesh.name
+        return (NamedObject(mesh.name, class_id, parameters.tf_frame_name, mesh=mesh),)
+    found = []
+    for place, (name, one) in enumerate(nested.items(), 1):
+        mesh = _load_mesh(f'{name}.', one.mesh_file_path, one.mesh_scale)
+        frame, label = one.tf_frame_name or name, one.mask_label or place
+        found.append(NamedObject(name, one.class_id or name, frame, f'{name}/', label, mesh))
+    return tuple(found)
+
+
+def described(meshes: list[ObjectMesh]) -> str:
+    """Return names and sizes of meshes, for the log."""
+    return ', '.join(
+        f'{mesh.name}: diameter {mesh.diameter_m * 1e3:.1f} mm, {len(mesh.faces)} triangles'
+        for mesh in meshes
     )
-    tracker = ObjectTracker(estimator, tracker_settings(parameters))
-    set_capacity = estimator.inference.set_cuda_graph_cache_capacity
-    return BuiltTracker(tracker, estimator.warm_up, description, set_capacity)
 
 
 def choose_networks(parameters: TrackerParameters, device: str) -> tuple[str, str]:
@@ -66,8 +126,28 @@ def choose_networks(parameters: TrackerParameters, device: str) -> tuple[str, st
     return weights, precision
 
 
-def estimator_settings(parameters: TrackerParameters, device: str) -> EstimatorSettings:
-    """Map the parameters to the estimator's settings; schedule auto: full on CUDA, else pruned."""
+def estimator_settings(
+    parameters: TrackerParameters, nested: Nested, device: str
+) -> list[EstimatorSettings]:
+    """Map the parameters to the settings of each object."""
+    if not nested:
+        return [_settings(parameters, parameters.symmetry_axes, device)]
+    found = []
+    for one in nested.values():
+        own = dataclasses.replace(
+            parameters,
+            refine_iterations=one.refine_iterations or parameters.refine_iterations,
+            track_refine_iterations=one.track_refine_iterations
+            or parameters.track_refine_iterations,
+        )
+        found.append(_settings(own, one.symmetry_axes, device))
+    return found
+
+
+def _settings(
+    parameters: TrackerParameters, symmetry_axes: tuple[str, ...], device: str
+) -> EstimatorSettings:
+    """Schedule auto: full on CUDA, else pruned."""
     pruned = parameters.register_schedule == 'pruned' or (
         parameters.register_schedule == 'auto' and device == 'cpu'
     )
@@ -77,19 +157,27 @@ def estimator_settings(parameters: TrackerParameters, device: str) -> EstimatorS
         track_iterations=parameters.track_refine_iterations,
         min_depth_m=parameters.min_depth_m,
         max_depth_m=parameters.max_depth_m,
+        symmetries=symmetry_rotations(symmetry_axes),
         cuda_graph_cache_capacity=parameters.cuda_graph_cache_capacity,
     )
 
 
 def tracker_settings(parameters: TrackerParameters) -> TrackerSettings:
-    """Map the parameters to the tracker's settings, which have the same names."""
+    """Map the parameters to the tracker's settings; most have the same names."""
     names = [spec.name for spec in dataclasses.fields(TrackerSettings)]
-    return TrackerSettings(**{name: getattr(parameters, name) for name in names})
+    values = {name: getattr(parameters, name) for name in names if name != 'timeout_s'}
+    return TrackerSettings(**values, timeout_s=parameters.tracking_timeout_ms / 1e3)
 
 
-def _load_mesh(parameters: TrackerParameters) -> ObjectMesh:
-    path = Path(parameters.mesh_file_path).expanduser()
-    with naming(f"mesh_file_path '{path}' (mesh_scale {parameters.mesh_scale:g})"):
+def runtime_figures(estimator: PoseEstimator, backend: str) -> dict[str, Any]:
+    """Return the back end, how the CUDA graphs do and the GPU memory, for the summary."""
+    stats = list(estimator.inference.stats().values())
+    return {'backend': backend, **graph_figures(stats), **gpu_memory(estimator.device)}
+
+
+def _load_mesh(prefix: str, file: str, scale: float) -> ObjectMesh:
+    path = Path(file).expanduser()
+    with naming(f"{prefix}mesh_file_path '{path}' (mesh_scale {scale:g})"):
         if not path.is_file():
             raise ValueError('no such file')
-        return load_mesh(path, parameters.mesh_scale)
+        return load_mesh(path, scale)

@@ -1,81 +1,144 @@
-"""ROS node: RGB-D images and a mask in, the tracked pose of one object out.
+"""ROS node: RGB-D images and a mask in, the tracked poses of one or several objects out.
 
 Callbacks only match stamps and put the newest frame into the worker's slot; conversion,
-registration, tracking and publishing happen in the worker thread.
+registration, tracking and publishing happen in the worker thread, drawing in another.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import numpy as np
+from diagnostic_msgs.msg import DiagnosticStatus
 from sensor_msgs.msg import CameraInfo, Image
 
-from foundationpose_trt.datatypes import CameraIntrinsics, Frame, TrackingState
+from foundationpose_trt.datatypes import CameraIntrinsics, TrackingState
+from foundationpose_trt.latency import Level
 from foundationpose_trt.ros import conversions
 from foundationpose_trt.ros.dds import announced_but_silent
+from foundationpose_trt.ros.debug_image import DebugImage
+from foundationpose_trt.ros.frame_intake import FrameIntake, Job, prefer_newest
 from foundationpose_trt.ros.image_node import ImageNode, image_stamp_ns
-from foundationpose_trt.ros.ledger import FrameLedger
-from foundationpose_trt.ros.matcher import CLOCK_RESET_NS, FrameSet, NewestMatcher
+from foundationpose_trt.ros.latencies import status
+from foundationpose_trt.ros.matcher import FrameSet, NewestMatcher, dropped_halves
+from foundationpose_trt.ros.parameters import (
+    current,
+    declare_fields,
+    given_parameters,
+    prefixed,
+    read,
+)
 from foundationpose_trt.ros.rejections import RejectedMessage
 from foundationpose_trt.ros.running import run_node
 from foundationpose_trt.ros.tracker_factory import BuiltTracker, build_tracker
-from foundationpose_trt.ros.tracker_outputs import TrackerOutputs
-from foundationpose_trt.ros.tracker_parameters import TrackerParameters
-from foundationpose_trt.ros.worker import NewestWorker
+from foundationpose_trt.ros.tracker_outputs import LATENCIES, TrackerOutputs
+from foundationpose_trt.ros.tracker_parameters import ObjectParameters, TrackerParameters
+from foundationpose_trt.ros.tracker_services import REGISTER, RESET, TrackerServices
+from foundationpose_trt.ros.tracker_work import Drawing, TrackerWork, drawn
+from foundationpose_trt.ros.transforms import TransformOutput
 
 NODE_NAME = 'tracker_node'
-
-
-@dataclass(frozen=True)
-class Job:
-    """What the worker gets: one frame to process, or (frames None) the call to warm up."""
-
-    intrinsics: CameraIntrinsics
-    frames: FrameSet | None = None
-
-    @property
-    def stamp_ns(self) -> int | None:
-        """The frame's stamp, None for a warm-up."""
-        return self.frames.stamp_ns if self.frames else None
 
 
 class TrackerNode(ImageNode):
     """Subscribes image, depth, camera_info, segmentation; publishes pose, state, latency/*.
 
-    build: makes the tracker from the parameters and a function that it tells the progress of
-    engine builds (tests give another). Raises ValueError naming
-    the parameter when something is wrong before the first frame.
+    build: makes the tracker from the parameters, those of the objects by name, and a function
+    that it tells the progress of engine builds (tests give another).
     """
 
+    latency_names = LATENCIES
+
     def __init__(self, build: Callable[..., BuiltTracker] = build_tracker, **options: Any) -> None:
+        self._build_tracker = build
+        self._work: TrackerWork | None = None
+        self._outputs: TrackerOutputs | None = None
+        self._requests: TrackerServices | None = None
+        self._debug: DebugImage[Drawing] | None = None
+        self._intake: FrameIntake | None = None
+        self._transforms: TransformOutput | None = None  # once: a broadcaster cannot be undone
         super().__init__(NODE_NAME, TrackerParameters, **options)
-        built = build(self.parameters, self._build_reports())
+
+    def finished(self) -> bool:
+        """As ImageNode's; the thread that draws is watched too."""
+        if self._debug is not None:
+            self._debug.raise_failure()
+        return super().finished()
+
+    def close(self) -> bool:
+        """As ImageNode's; the thread that draws ends too."""
+        drawn = self._debug is None or self._debug.stop()
+        return super().close() and drawn
+
+    # Transitions.
+
+    def _build(self) -> None:
+        self._nested = set()
+        fields = [field.name for field in dataclasses.fields(ObjectParameters)]
+        for name in self.parameters.objects:
+            declare_fields(self, ObjectParameters, name, fixed=False)
+            self._nested |= {prefixed(name, field) for field in fields}
+        given = {
+            name
+            for name in given_parameters(self)
+            if name.partition('.')[0] in self.parameters.objects
+        }
+        for name in sorted(given - self._nested):
+            self.get_logger().warning(
+                f'parameter {name} is unknown and has no effect: an object has {", ".join(fields)}'
+            )
+        super()._build()
+
+    def _nested_prefixes(self) -> set[str]:
+        return set(current(self, 'objects') or ())
+
+    def _make(self) -> None:
+        p = self.parameters
+        nested = {name: read(self, ObjectParameters, name) for name in p.objects}
+        built = self._build_tracker(p, nested, self._build_reports())
         self.get_logger().info(f'tracking {built.description}')
-        self._tracker, self._warm_up_tracker = built.tracker, built.warm_up
-        self._set_graph_capacity = built.set_cuda_graph_cache_capacity
-        self._warm = False
-        self._intrinsics: CameraIntrinsics | None = None
-        history = self.parameters.mask_history_frames
-        self._matcher = NewestMatcher(round(self.parameters.sync_slop_ms * 1e6), history)
-        self._ledger = FrameLedger(history)
-        self._newest: Job | None = None
-        self._last_ns: int | None = None  # of the frame handled last
-        self._outputs = TrackerOutputs(self)
-        self._outputs.publish_state(self._tracker.state)
-        self._worker: NewestWorker[Job] = NewestWorker(self._process, self._prefer)
-        self._worker.start()
-        inputs = (
+        self._transforms = self._transforms or TransformOutput(self)
+        self._transforms.enabled = p.publish_tf
+        self._outputs = TrackerOutputs(self, built.objects, self.note, self._transforms)
+        self._debug = DebugImage(self, p.publish_debug, self._draw, 'debug/pose')
+        self._work = TrackerWork(self, built, self._outputs, self._debug)
+        if 0 not in (p.warm_up_width, p.warm_up_height):
+            self._work.warm_up(supposed_camera(p.warm_up_width, p.warm_up_height))
+        self._work.publish_states()
+
+    def _drop(self) -> None:
+        self._work = self._intake = None
+        outputs, self._outputs = self._outputs, None
+        debug, self._debug = self._debug, None
+        for part in (outputs, debug):
+            if part is not None:
+                part.destroy()
+
+    def _begin(self) -> None:
+        p = self.parameters
+        matcher = NewestMatcher(round(p.sync_slop_ms * 1e6), p.mask_history_frames)
+        if self._intake is not None:  # what was tracked until deactivate is no start any more
+            self._working.group.reset()
+            self._working.publish_states()
+        self._intake = FrameIntake(matcher, self.ledger, self._is_seeking, self._offer)
+        self._working.intake = self._intake
+        self._requests = TrackerServices(self, self._intake.wake)
+        super()._begin()
+
+    def _end(self) -> bool:
+        services, self._requests = self._requests, None
+        if services is not None:
+            services.destroy()
+        return super()._end()
+
+    def _inputs(self) -> Iterable[tuple[type, str, Callable]]:
+        return (
             (CameraInfo, 'camera_info', self._on_camera_info),
             (Image, 'segmentation', self._on_segmentation),
             (Image, 'image', self._on_image),
             (Image, 'depth', self._on_depth),
         )
-        if not self.parameters.build_only:
-            self._listen(inputs, self._check_inputs)
 
     # Callbacks of the executor's thread.
 
@@ -84,78 +147,71 @@ class TrackerNode(ImageNode):
         try:
             intrinsics = conversions.intrinsics_from_message(message)
         except RejectedMessage as error:
-            self._reject(error)
+            self.reject(error)
             return
-        first = self._intrinsics is None
-        self._intrinsics = intrinsics
+        first = self._in.intrinsics is None
+        self._in.intrinsics = intrinsics
         if first:
-            self._worker.offer(Job(intrinsics))
+            self._in.wake()  # to warm up for this size
 
     def _on_image(self, message: Image) -> None:
         self._heard('image')
-        self._offer(self._matcher.add_image(image_stamp_ns(message), message))
+        self._put(self._in.matcher.add_image(image_stamp_ns(message), message))
 
     def _on_depth(self, message: Image) -> None:
         self._heard('depth')
-        self._offer(self._matcher.add_depth(image_stamp_ns(message), message))
+        self._put(self._in.matcher.add_depth(image_stamp_ns(message), message))
 
     def _on_segmentation(self, message: Image) -> None:
         self._heard('segmentation')
-        self._offer(self._matcher.add_segmentation(image_stamp_ns(message), message))
+        self._put(self._in.matcher.add_segmentation(image_stamp_ns(message), message))
 
-    def _offer(self, frames: FrameSet | None) -> None:
+    def _put(self, frames: FrameSet | None) -> None:
         if frames is None:
             return
-        if self._intrinsics is None:
-            if self._trouble.note('NO_CAMERA_INFO'):
+        if self._requests is not None and self._requests.paused:
+            self._drops['paused'] += 1
+        elif self._in.intrinsics is None:
+            if self.trouble.note('NO_CAMERA_INFO'):
                 self.get_logger().warning(
                     f'images arrive, no usable {self._topics["camera_info"]} yet:'
                     ' nothing is tracked'
                 )
-            return
-        job = Job(self._intrinsics, frames)
-        if not frames.late_mask:
-            self._newest = job
-        elif self._tracking() or self._ledger.was_dropped(frames.stamp_ns):
-            return
-        displaced = self._worker.offer(job)
-        if displaced is job or (displaced is not None and displaced.stamp_ns != job.stamp_ns):
-            self._pass_over(displaced.frames)  # else it was replaced by itself, with its mask
+        elif frames.late_mask or not self._is_stale(frames.stamp_ns):
+            self._in.put(frames, self._in.intrinsics)
 
-    def _pass_over(self, frames: FrameSet | None) -> None:
-        if frames is None:
-            return
-        if frames.segmentation is None and not self._tracking():
-            self._ledger.set_aside(frames.stamp_ns)
-        else:
-            self._ledger.drop(frames.stamp_ns)
+    @property
+    def _in(self) -> FrameIntake:
+        assert self._intake is not None  # callbacks come while the node is active
+        return self._intake
 
-    def _tracking(self) -> bool:
-        return self._tracker.state is TrackingState.TRACKING
+    @property
+    def _working(self) -> TrackerWork:
+        assert self._work is not None  # only between configure and cleanup
+        return self._work
+
+    def _offer(self, job: Job) -> Job | None:
+        return self._worker.offer(job) if self._worker is not None else job
 
     def _prefer(self, new: Job, pending: Job) -> bool:
-        """Newest wins; but while the object is sought, a frame without its mask is no use."""
-        if new.frames is None or pending.frames is None:
-            return new.frames is not None
-        if not self._tracking():
-            has_mask = new.frames.segmentation is not None
-            if has_mask != (pending.frames.segmentation is not None):
-                return has_mask
-        return new.frames.stamp_ns >= pending.frames.stamp_ns
+        return prefer_newest(new, pending)
+
+    def _is_seeking(self) -> bool:
+        return bool(self._working.group.any_seeking)
 
     def _check_inputs(self) -> None:
-        mismatch = self._matcher.never_matching()
-        if mismatch and self._trouble.note('STAMPS_NEVER_MATCH'):
+        mismatch = self._in.matcher.never_matching()
+        if mismatch and self.trouble.note('STAMPS_NEVER_MATCH'):
             self.get_logger().warning(mismatch)
         names, silent = self._topics, self._silent_topics()
         for topic in ('image', 'depth'):
-            if silent[topic] and self._trouble.note(f'SILENT_{topic}'):
+            if silent[topic] and self.trouble.note(f'SILENT_{topic}'):
                 after_s = self._silence.after_s
-                info = self._intrinsics is not None and not silent['camera_info']
+                info = self._in.intrinsics is not None and not silent['camera_info']
                 self.get_logger().warning(announced_but_silent(names[topic], after_s, info))
-        seeking = self._warm and not self._tracking()
+        seeking = self._in.intrinsics is not None and self._is_seeking()
         unmasked = seeking and self.count_publishers(names['segmentation']) == 0
-        if unmasked and self._trouble.note('NO_SEGMENTATION'):
+        if unmasked and self.trouble.note('NO_SEGMENTATION'):
             self.get_logger().warning(
                 f'searching, but nobody publishes {names["segmentation"]}: registration needs a'
                 ' mask with the stamp of its image'
@@ -164,81 +220,70 @@ class TrackerNode(ImageNode):
     # The worker's thread.
 
     def _process(self, job: Job) -> None:
-        for capacity in self._take_changes().values():  # the only parameter of this kind
-            self._set_graph_capacity(capacity)
-        self._warm_up(job.intrinsics)
-        if job.frames is None:
-            return
-        if self._outrun(job.frames):
-            self._ledger.drop(job.frames.stamp_ns)
-            return
-        self._follow(job.frames, self._handle(job.frames, job.intrinsics))
-        if self._tracking():
-            self._ledger.expect_none()  # masks serve no more
+        self._obey()
+        self._working.process(job)
 
-    def _follow(self, frames: FrameSet, registered: tuple[Frame, np.ndarray] | None) -> None:
-        """Publish the first pose: the object may have moved on while it was registered."""
-        newest = self._newest
-        if registered is None:
-            return
-        if newest and newest.frames and newest.frames.stamp_ns > frames.stamp_ns:
-            self._handle(newest.frames, newest.intrinsics)
-        else:
-            self._outputs.publish_pose(*registered)
-
-    def _outrun(self, frames: FrameSet) -> bool:
-        """Tell whether what is tracked was already seen in a frame as new as this one."""
-        if self._last_ns is None or not self._tracking():
-            return False
-        return 0 <= self._last_ns - frames.stamp_ns < CLOCK_RESET_NS
-
-    def _handle(
-        self, frames: FrameSet, intrinsics: CameraIntrinsics
-    ) -> tuple[Frame, np.ndarray] | None:
-        """Work on a frame and publish what became of it; a pose just registered is returned."""
-        self._ledger.handle(frames.stamp_ns)
-        self._last_ns = frames.stamp_ns
-        try:
-            frame = conversions.frame_from_messages(
-                frames.image, frames.depth, intrinsics, self.parameters.depth_unit_m
-            )
-        except RejectedMessage as error:
-            self._reject(error)
-            return None
-        step = self._tracker.step(frame, self._mask(frames, frame))
-        if self._worker.stopping:
-            return None
-        pose = step.estimate.camera_from_object
-        if pose is not None and step.stage != 'register':
-            self._outputs.publish_pose(frame, pose)
-        if f'{step.stage}_ms' in ('register_ms', 'track_ms'):
-            self._outputs.publish_latency(f'{step.stage}_ms', step.elapsed_ms)
-        self._outputs.publish_state(step.state)
-        self._settle(step.estimate.outcome.value)
-        return (frame, pose) if pose is not None and step.stage == 'register' else None
-
-    def _mask(self, frames: FrameSet, frame: Frame) -> np.ndarray | None:
-        if frames.segmentation is None or self._tracking():
-            return None
-        try:
-            label = self.parameters.mask_label
-            return conversions.mask_for_frame(frames.segmentation, frame, label)
-        except RejectedMessage as error:
-            self._reject(error)
-            return None
-
-    def _warm_up(self, intrinsics: CameraIntrinsics) -> None:
-        if self._warm:
-            return
-        start_s = time.monotonic()
-        self._warm_up_tracker(intrinsics)
-        self._warm = True
-        self.get_logger().info(f'warm after {time.monotonic() - start_s:.2f} s')
+    def _obey(self) -> None:
+        """Put in force what was set and asked for since the last frame."""
+        if self._take_changes():
+            p = self.parameters
+            self._working.built.apply(p)
+            self._in.matcher.slop_ns = round(p.sync_slop_ms * 1e6)
+            if self._outputs is not None and self._debug is not None:
+                self._outputs.transforms.enabled = p.publish_tf
+                self._debug.enabled = p.publish_debug
+        asked = self._requests.take() if self._requests is not None else set()
+        if RESET in asked:
+            self._working.group.reset()
+        if REGISTER in asked:
+            self._working.group.request_registration()
+        if asked:
+            self._working.publish_states()
 
     def _settle(self, outcome: str) -> None:
         self.outcomes[outcome] += 1
-        self._outputs.publish_outcome(outcome)
-        self._outputs.publish_latency('dropped', self.dropped)
+        if self._outputs is not None:
+            self._outputs.publish_outcome(outcome)
+        self.note('dropped', self.dropped)
+
+    # The drawing thread.
+
+    def _draw(self, drawing: Drawing) -> Image:
+        message, elapsed_ms = drawn(drawing)
+        self.note('visualize_ms', elapsed_ms)
+        return message
+
+    # The reporting thread.
+
+    def drops(self) -> dict[str, int]:
+        """As ImageNode's, with the halves that found no partner."""
+        counts = super().drops()
+        if self._intake is not None:
+            for reason, count in dropped_halves(self._intake.matcher.counts).items():
+                counts[reason] += count
+        return counts
+
+    def _backend(self) -> dict[str, Any]:
+        return self._work.built.runtime() if self._work is not None else {}
+
+    def _object_statuses(self) -> list[DiagnosticStatus]:
+        if self._work is None:
+            return []
+        built, group = self._work.built, self._work.group
+        rows = zip(built.objects, group.states, group.reasons, strict=True)
+        return [
+            status(
+                self, f'object {one.name}', {'state': state.value, 'reason': reason},
+                Level.OK if state is TrackingState.TRACKING else Level.WARN,
+                f'{state.value}: {reason}',
+            )
+            for one, state, reason in rows
+        ]  # fmt: skip
+
+
+def supposed_camera(width: int, height: int) -> CameraIntrinsics:
+    """Return a camera of a size with about 60 degrees of view, to warm up with."""
+    return CameraIntrinsics(width, width, (width - 1) / 2, (height - 1) / 2, width, height)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -18,6 +18,7 @@ from .engine_manifest import (
     Platform,
     beside,
     check_engine,
+    covers,
     profile_ranges,
     sha256_of,
     write_atomically,
@@ -48,7 +49,8 @@ class BuildOptions:
     runs, with the kernels of the next larger one. workspace_bytes: bound for one layer's scratch
     memory (None: TensorRT's). backend: 'auto' is tensorrt, or tensorrt_rtx where torch sees no
     GPU or no TensorRT is installed. version_compatible: later versions load it too.
-    compute_capabilities: of the GPUs to build for, such as '7.5' (RTX alone; its default else).
+    compute_capabilities: of the GPUs to build for, such as '7.5' (RTX alone; by default its own
+    choice, or the GPU here where that leaves it out).
     """
 
     precision: str = 'auto'
@@ -118,6 +120,7 @@ def build_engine(
     api = load_api(choose_backend(options.backend))
     platform = platform_of(api)
     _check_platform(platform)
+    options = _aimed(options, api, platform)
     plan.parent.mkdir(parents=True, exist_ok=True)
     with beside(plan, 'log').open('w', encoding='utf-8') as log:
         return _Build(api, platform, options, log).run(onnx, plan, BuildMonitor(progress))
@@ -129,11 +132,16 @@ def ensure_engine(
     options: BuildOptions | None = None,
     progress: Progress | None = None,
 ) -> EngineManifest:
-    """Return the manifest of the engine if it fits and is as the options say, else build it."""
+    """Return the manifest of the engine if it fits and is as the options say, else build it.
+
+    Raises ValueError as build_engine, and where no engine of this TensorRT runs on the GPU here.
+    """
     options = options or BuildOptions()
     api = load_api(choose_backend(options.backend))
+    platform = platform_of(api)
+    require_serves_gpu(api, platform)
     try:
-        manifest = check_engine(plan, platform_of(api), onnx)
+        manifest = check_engine(plan, platform, onnx)
     except ValueError as error:
         logger.info('%s', error)
         return build_engine(onnx, plan, options, progress)
@@ -142,6 +150,33 @@ def ensure_engine(
     as_wanted &= options.version_compatible == manifest.version_compatible
     as_wanted &= options.compute_capabilities in ((), manifest.compute_capabilities)
     return manifest if as_wanted else build_engine(onnx, plan, options, progress)
+
+
+def require_serves_gpu(api: TensorRtApi, platform: Platform) -> None:
+    """Raise ValueError where RTX builds no engine that the GPU here could run."""
+    here = platform.compute_capability
+    require(
+        not _left_out(api, platform) or api.can_target(str(here)),
+        f'{api.backend} {api.version} builds no engine for {platform.gpu} (compute capability'
+        f' {here}): install tensorrt, or choose backend auto',
+    )
+
+
+def _left_out(api: TensorRtApi, platform: Platform) -> bool:
+    """Whether RTX, told nothing, builds what the GPU here cannot run."""
+    here = platform.compute_capability
+    return api.is_rtx and here is not None and not covers(RTX_CAPABILITIES, here)
+
+
+def _aimed(options: BuildOptions, api: TensorRtApi, platform: Platform) -> BuildOptions:
+    """Aim RTX at the GPU here, where its own choice leaves that out and it knows it.
+
+    An engine for none that is here is still built: it may be meant for another machine.
+    """
+    here = str(platform.compute_capability)
+    if options.compute_capabilities or not _left_out(api, platform) or not api.can_target(here):
+        return options
+    return replace(options, compute_capabilities=(here,))
 
 
 def _check_platform(platform: Platform) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from ..datatypes import require
-from .build import platform_of
-from .engine_manifest import check_engine
+from .build import platform_of, require_serves_gpu
+from .engine_manifest import Platform, check_engine
 from .tensorrt_api import installed, load_api
 
 BACKENDS = ('auto', 'torch', 'torchscript', 'onnxruntime', 'tensorrt', 'tensorrt_rtx')
@@ -58,23 +58,29 @@ def require_serves(backend: str, known: Sequence[str], device: torch.device) -> 
 
 
 def fitting_tensorrt(
-    plans_of: Callable[[str], Sequence[Path]], device: torch.device, may_build: bool
+    plans_of: Callable[[str], Sequence[Path]],
+    device: torch.device,
+    may_build: bool,
+    check: Callable[[Path, Platform], object] = check_engine,
 ) -> tuple[str | None, str]:
     """Return the TensorRT back end whose engines can serve, and why; or None and why not.
 
-    plans_of: the engines by back end. may_build: what is missing would be built.
+    plans_of: the engines by back end. may_build: what is missing would be built. check: raises
+    ValueError for an engine that does not fit.
     """
     reasons = []
     for backend in TENSORRT:
         if not installed(backend):
             reasons.append(f'{backend} is not installed')
             continue
-        if may_build:
-            return backend, 'installed, and engines may be built'
         try:
-            platform = platform_of(load_api(backend), device)
+            api = load_api(backend)
+            platform = platform_of(api, device)
+            if may_build:
+                require_serves_gpu(api, platform)
+                return backend, 'installed, and engines may be built'
             for plan in plans_of(backend):
-                check_engine(plan, platform)
+                check(plan, platform)
         except ValueError as error:
             reasons.append(str(error))
             continue

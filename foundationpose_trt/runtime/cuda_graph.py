@@ -133,14 +133,14 @@ class GraphEntry:
     def __init__(
         self, engine: Engine, inputs: Mapping[str, torch.Tensor], owned: bool, capture: bool
     ) -> None:
-        """inputs: the buffers, kept by reference; with capture the network runs once on them.
+        """inputs: the buffers, kept by reference; with capture the network runs on them.
 
         owned: whether no other entry uses the buffers, so that their memory counts here.
         """
         self.inputs = dict(inputs)
         self.captured = False
         self._order = order_of(engine)
-        self._light = engine.light
+        self._light, self._warm_up_runs = engine.light, engine.warm_up_runs
         self._graph: torch.cuda.CUDAGraph | None = None
         self._outputs: dict[str, torch.Tensor] = {}
         with self._order.lock:
@@ -165,7 +165,7 @@ class GraphEntry:
             )  # fmt: skip
 
     def _capture(self) -> tuple[torch.cuda.CUDAGraph, dict[str, torch.Tensor]]:
-        """Run once, for what only a first run does, then capture.
+        """Run, for what only first runs do, then capture.
 
         Outputs lie outside the graphs' pool: there, another graph's scratch memory could take
         their place between two launches.
@@ -174,7 +174,8 @@ class GraphEntry:
         side.wait_stream(caller)
         with torch.cuda.stream(side), torch.inference_mode():
             self._order.before()
-            first = self._execution.enqueue()
+            for _ in range(self._warm_up_runs):
+                first = self._execution.enqueue()
             side.synchronize()
             owned = self._execution.nbytes > 0  # as TensorRT's are, at fixed addresses
             outputs = first if owned else {k: torch.empty_like(v) for k, v in first.items()}

@@ -33,7 +33,8 @@ class Engine(Protocol):
     """One loaded network on one device.
 
     graphable: whether a CUDA graph may capture its executions. light: whether an execution costs
-    nothing to make, so that none need be kept. name: for messages.
+    nothing to make, so that none need be kept. warm_up_runs: how many at a shape do, besides, what
+    is done once. name: for messages.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Engine(Protocol):
     device: torch.device
     graphable: bool
     light: bool
+    warm_up_runs: int
 
     def execution(self, inputs: Mapping[str, torch.Tensor]) -> Execution:
         """Set up for exactly these tensors: their shapes and their memory, kept by reference."""

@@ -123,12 +123,13 @@ def record_tolerance(plan: Path, tolerance: Mapping[str, Any]) -> EngineManifest
     return manifest
 
 
-def read_manifest(plan: Path, onnx: Path | None = None, backend: str = 'auto') -> EngineManifest:
+def read_manifest(plan: Path, remedy: str = '') -> EngineManifest:
     """Read `<engine>.json`.
 
-    onnx and backend: for the command in the ValueError when it is missing or no manifest.
+    remedy: what makes the engine, for the ValueError when it is missing or no manifest; by
+    default the command that builds one.
     """
-    path, remedy = beside(plan, 'json'), _build_command(plan, onnx, backend)
+    path, remedy = beside(plan, 'json'), remedy or _build_command(plan, None, 'auto')
     require(
         path.is_file(),
         f'{plan} has no {path.name} beside it, so nothing tells whether it fits this machine'
@@ -160,18 +161,21 @@ def _spec_from_json(entry: Mapping[str, Any]) -> TensorSpec:
     return TensorSpec(entry['name'], tuple(entry['shape']), dtype)
 
 
-def check_engine(plan: Path, platform: Platform, onnx: Path | None = None) -> EngineManifest:
+def check_engine(
+    plan: Path, platform: Platform, onnx: Path | None = None, remedy: str = ''
+) -> EngineManifest:
     """Return the manifest of an engine that fits.
 
     onnx: the file it must have been built from; by default the one its manifest names, if that
-    is still there. Raises ValueError, with the command that builds the engine again, for an
-    engine that is missing, damaged, or made for another TensorRT, GPU or ONNX file.
+    is still there. Raises ValueError, with the remedy (by default the command that builds the
+    engine again), for an engine that is missing, damaged, or made for another TensorRT, GPU or
+    ONNX file.
     """
-    remedy = _build_command(plan, onnx, platform.backend)
-    require(plan.is_file(), f'{plan}: there is no such engine; build it: {remedy}')
-    manifest = read_manifest(plan, onnx, platform.backend)
+    command = remedy or _build_command(plan, onnx, platform.backend)
+    require(plan.is_file(), f'{plan}: there is no such engine; build it: {command}')
+    manifest = read_manifest(plan, command)
     fault = _fault(plan, manifest, platform, onnx)
-    command = rebuild_command(plan, manifest, platform.backend, onnx)
+    command = remedy or rebuild_command(plan, manifest, platform.backend, onnx)
     require(not fault, f'{plan} {fault}; build it again: {command}')
     return manifest
 
@@ -221,17 +225,20 @@ def _foreign(built: EngineManifest, platform: Platform) -> str:
     if platform.compute_capability is None:
         return ''
     here = f'here is {platform.gpu} ({platform.compute_capability})'
-    capability = _numbers(platform.compute_capability)
-    if not any(_covers(entry, capability) for entry in built.compute_capabilities):
+    if not covers(built.compute_capabilities, platform.compute_capability):
         return f'runs on compute capability {", ".join(built.compute_capabilities)}, {here}'
     if built.gpu not in (None, platform.gpu):
         return f'was built for {built.gpu}, {here}'
     return ''
 
 
-def _covers(entry: str, capability: tuple[int, ...]) -> bool:
-    wanted = _numbers(entry)
-    return capability >= wanted if entry.endswith('+') else capability == wanted
+def covers(targets: Sequence[str], capability: str) -> bool:
+    """Whether a compute capability ('9.0') is one of those built for ('8.9', '12.0+')."""
+    here = _numbers(capability)
+    return any(
+        here >= _numbers(entry) if entry.endswith('+') else here == _numbers(entry)
+        for entry in targets
+    )
 
 
 def rebuild_command(

@@ -79,7 +79,8 @@ def _normalized_key(key: GraphKey) -> GraphKey:
     return tuple(shape), dtype, normalized(device)
 
 
-def _flush_allocator() -> None:
+def flush_allocator() -> None:
+    """Give memory that nothing uses back to the GPU; for the end of things, it is slow."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         with CAPTURING:
             torch.cuda.empty_cache()
@@ -112,7 +113,7 @@ class CudaGraphCache(Generic[E]):
     every purge and removal (not on eviction): by default torch's empty_cache.
     """
 
-    def __init__(self, capacity: int, flush: Callable[[], None] = _flush_allocator) -> None:
+    def __init__(self, capacity: int, flush: Callable[[], None] = flush_allocator) -> None:
         self._check(capacity)
         self._capacity = capacity
         self._flush = flush

@@ -44,6 +44,7 @@ class OnnxEngine:
 
     graphable = False
     light = True
+    warm_up_runs = 1
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
         """threads: how many one execution uses, by default as many as torch.

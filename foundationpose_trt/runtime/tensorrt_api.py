@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -153,7 +153,7 @@ class TensorRtApi:
             f'{self.backend} builds for the GPU it runs on, not for {list(capabilities)}: build'
             ' on that GPU, or with --backend tensorrt_rtx',
         )
-        known = self.module.ComputeCapability.__members__
+        known = self._capabilities()
         config.num_compute_capabilities = len(capabilities)
         for index, capability in enumerate(capabilities):
             name = f'SM{capability.replace(".", "")}'
@@ -162,6 +162,13 @@ class TensorRtApi:
                 f'compute capability "{capability}" is not among those that {self.backend}'
                 f' {self.version} builds for: {", ".join(sorted(known))}',
             )
+
+    def can_target(self, capability: str) -> bool:
+        """Whether target() knows a compute capability."""
+        return f'SM{capability.replace(".", "")}' in self._capabilities()
+
+    def _capabilities(self) -> Mapping[str, Any]:
+        return self.module.ComputeCapability.__members__
 
     def attach_timing_cache(self, config: Any, content: bytes) -> bool:
         """Let the builder reuse measured timings; False where it has none (RTX measures nothing).

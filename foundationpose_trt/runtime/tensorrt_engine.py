@@ -102,6 +102,7 @@ class TensorRtEngine:
 
     light = False
     graphable = True
+    warm_up_runs = 1
 
     def __init__(
         self,
@@ -110,19 +111,21 @@ class TensorRtEngine:
         onnx: Path | None = None,
         share_workspace: bool = True,
         backend: str | None = None,
+        remedy: str = '',
     ) -> None:
         """plan: the engine file, its manifest beside it. onnx: what it must come from.
 
         backend: 'tensorrt' | 'tensorrt_lean' | 'tensorrt_rtx', by default the one that built it.
-        Raises ValueError when this TensorRT is missing, and with the command that builds the
-        engine again when it does not fit this machine or the ONNX file, or is damaged.
+        Raises ValueError when this TensorRT is missing, and with the remedy (by default the
+        command that builds the engine again) when it does not fit this machine or the ONNX file,
+        or is damaged.
         """
         self.name = plan.name
         self.device = normalized(device)
-        self.api: TensorRtApi = load_api(backend or read_manifest(plan).backend)
+        self.api: TensorRtApi = load_api(backend or read_manifest(plan, remedy).backend)
         platform = platform_of(self.api, self.device)
         require(platform.gpu is not None, f'{plan} needs a GPU, and torch sees none')
-        self.manifest = check_engine(plan, platform, onnx)
+        self.manifest = check_engine(plan, platform, onnx, remedy)
         self.shares_workspace = share_workspace
         self._workspace: torch.Tensor | None = None
         errors = ErrorList()
@@ -130,7 +133,7 @@ class TensorRtEngine:
             self._runtime, self._engine = self.api.deserialize(
                 plan.read_bytes(), host_code=self.manifest.version_compatible
             )
-        command = rebuild_command(plan, self.manifest, self.api.backend, onnx)
+        command = remedy or rebuild_command(plan, self.manifest, self.api.backend, onnx)
         require(
             self._engine is not None,
             f'{plan} is refused by {platform.backend} {platform.version}: {errors}; build it'

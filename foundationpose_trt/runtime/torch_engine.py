@@ -14,6 +14,9 @@ from .engine_manifest import sha256_of
 from .specs import TensorSpec, normalized
 
 Function = Callable[..., Any]
+# The first run of a TorchScript module records shapes, the second compiles for them (on CUDA with
+# nvrtc, which loads modules: nothing to do in a graph's capture), the third is as all later ones.
+SCRIPT_WARM_UP_RUNS = 3
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class TorchEngine:
         inputs: Sequence[TensorSpec],
         outputs: Sequence[TensorSpec],
         device: str | torch.device,
+        warm_up_runs: int = 1,
     ) -> None:
         self.name = name
         self.function = function
@@ -52,6 +56,7 @@ class TorchEngine:
         self.outputs = tuple(outputs)
         self.device = normalized(device)
         self.graphable = self.device.type == 'cuda'
+        self.warm_up_runs = warm_up_runs
 
     def execution(self, inputs: Mapping[str, torch.Tensor]) -> TorchExecution:
         """Bind the function to these tensors."""
@@ -96,4 +101,5 @@ def load_torchscript(
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f'{file} is no TorchScript that this torch reads: {reason}') from error
-    return TorchEngine(file.name, module, inputs, outputs, device)
+    runs = SCRIPT_WARM_UP_RUNS if torch.device(device).type == 'cuda' else 1
+    return TorchEngine(file.name, module, inputs, outputs, device, runs)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,15 @@ from tqdm import tqdm
 from ..datatypes import require
 from ..detection.backends import open_detector
 from ..detection.detector import STAGES, Detector, DetectorSettings
-from ..detection.export import SIZES, DetectorExport, export_detector, reference_model
+from ..detection.export import (
+    SIZES,
+    DetectorExport,
+    export_detector,
+    known_manifest,
+    reference_model,
+)
 from ..detection.images import ColorImage
-from ..detection.manifest import FILE, DetectorManifest, read_manifest
+from ..detection.manifest import DetectorManifest, read_manifest
 from ..runtime.choice import BackendChoice, default_folder
 from ..runtime.tensorrt_api import installed
 from .rungs import Rung
@@ -29,6 +36,8 @@ CPU_BACKENDS = ('torchscript', 'onnxruntime')
 WARM_UP = 3
 WIDTHS = {480: 640}  # others are 16:9
 THRESHOLD = 0.5
+# What a back end or another version of the reference may raise; its figures alone are lost.
+FAILURES = (AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 
 
 def detector_ladder(on_cuda: bool) -> list[Rung]:
@@ -56,11 +65,26 @@ def run_detector(options: argparse.Namespace) -> dict[str, Any]:
     images = {height: image_of(height) for height in options.heights}
     words = options.only or ['']
     rungs = [r for r in detector_ladder(on_cuda) if any(w in r.name for w in words)]
-    rows = [measure(rung, folder, images, options) for rung in tqdm(rungs, desc='rungs')]
+    rows = [
+        measured(rung.name, partial(measure, rung, folder, images, options))
+        for rung in tqdm(rungs, desc='rungs')
+    ]
     if manifest.variant in SIZES and importlib.util.find_spec('rfdetr') is not None:
         for device in ('cuda', 'cpu') if on_cuda else ('cpu',):
             rows += reference_rows(manifest, device, images, options.repeats)
+    failed = [f'{row["name"]}: {row["failed"]}' for row in rows if 'failed' in row]
+    require(len(failed) < len(rows) or not rows, f'nothing could be measured: {"; ".join(failed)}')
     return {'model': manifest.name, 'variant': manifest.variant, 'rungs': rows}
+
+
+def measured(name: str, measure_it: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return a row, or one that says why there is none: it must not take the others along."""
+    try:
+        return measure_it()
+    except FAILURES as error:
+        reason = f'{type(error).__name__}: {error}'
+        tqdm.write(f'{name} is left out: {reason}')
+        return {'name': name, 'failed': reason}
 
 
 def random_model(options: argparse.Namespace, on_cuda: bool) -> Path:
@@ -68,7 +92,7 @@ def random_model(options: argparse.Namespace, on_cuda: bool) -> Path:
     root = options.engines or default_folder()
     folder: Path = root / 'benchmark' / f'detector_{options.size}'
     for device in ('cuda', 'cpu') if on_cuda else ('cpu',):
-        known = read_manifest(folder) if (folder / FILE).exists() else None
+        known = known_manifest(folder)
         if known is None or known.find('torchscript', 'fp32', device) is None:
             torch.manual_seed(0)  # the same weights for both devices
             formats = ('torchscript',) if known else ('onnx', 'torchscript')
@@ -89,17 +113,35 @@ def measure(
 ) -> dict[str, Any]:
     """Return one row: milliseconds of each stage and of whole calls, by image height."""
     choice = BackendChoice(rung.backend, options.engines, build=True)
-    start_s = time.monotonic()
-    opened = open_detector(folder, rung.device, rung.precision, choice)
-    row: dict[str, Any] = {'name': rung.name, 'opened_s': time.monotonic() - start_s}
-    settings = DetectorSettings(
-        threshold=THRESHOLD, cuda_graph_cache_capacity=1 if rung.graphs else 0
-    )
-    detector = Detector(opened.manifest, opened.engine, settings)
-    row['heights'] = {
-        height: figures_of(detector, pixels, options.repeats) for height, pixels in images.items()
-    }
+    with without_tf32():
+        start_s = time.monotonic()
+        opened = open_detector(folder, rung.device, rung.precision, choice)
+        row: dict[str, Any] = {'name': rung.name, 'opened_s': time.monotonic() - start_s}
+        settings = DetectorSettings(
+            threshold=THRESHOLD, cuda_graph_cache_capacity=1 if rung.graphs else 0
+        )
+        detector = Detector(opened.manifest, opened.engine, settings)
+        row['heights'] = {
+            height: figures_of(detector, pixels, options.repeats)
+            for height, pixels in images.items()
+        }
+    stats = detector.stats()
+    if stats is not None and stats.failed_captures:
+        row['name'] += ' (not captured)'
     return row
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Let fp32 mean fp32: torch lets convolutions round to TF32, rfdetr's import all products."""
+    cudnn, products = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision('highest')
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = cudnn
+        torch.set_float32_matmul_precision(products)
 
 
 def figures_of(detector: Detector, pixels: np.ndarray, repeats: int) -> dict[str, Any]:
@@ -108,6 +150,7 @@ def figures_of(detector: Detector, pixels: np.ndarray, repeats: int) -> dict[str
     def detect() -> object:
         return detector.detect(ColorImage.of_array(pixels))
 
+    detector.warm_up(*pixels.shape[:2])
     spent = stages(detector, ColorImage.of_array(pixels), repeats)
     around_ms = sum(value for stage, value in spent.items() if stage != NETWORK)
     return {
@@ -162,14 +205,19 @@ def reference_rows(
     manifest: DetectorManifest, device: str, images: dict[int, np.ndarray], repeats: int
 ) -> list[dict[str, Any]]:
     """predict() of the reference package with random weights of the same size, and what of it is
-    not the network."""
-    where = '' if device == 'cuda' else ', CPU'
-    model = reference_model(DetectorExport(None, manifest.variant, device=device))
-    rows = [_reference_row(f'rfdetr predict(){where}', model, images, repeats)]
+    not the network; with the TF32 that the package allows itself."""
+    request = DetectorExport(None, manifest.variant, device=device)
+
+    def row(name: str, optimized: bool) -> dict[str, Any]:
+        model = reference_model(request)
+        if optimized:
+            model.inference()
+        return _reference_row(name, model, images, repeats)
+
+    names = {f'rfdetr predict(){"" if device == "cuda" else ", CPU"}': False}
     if device == 'cuda':
-        model.optimize_for_inference()
-        rows.append(_reference_row('rfdetr predict(), optimized', model, images, repeats))
-    return rows
+        names['rfdetr predict(), optimized'] = True
+    return [measured(name, partial(row, name, optimized)) for name, optimized in names.items()]
 
 
 def _reference_row(
@@ -224,16 +272,19 @@ class _Timer(torch.nn.Module):
 def detector_tables(content: dict[str, Any]) -> Iterator[tuple[str, list[str], list[list[Any]]]]:
     """Title, columns and rows of a table per image height."""
     columns = ['', 'p50', 'p99', 'all but network', *STAGES]
-    heights = content['rungs'][0]['heights'] if content['rungs'] else []
+    heights: Iterable[int] = next(
+        (row['heights'] for row in content['rungs'] if 'heights' in row), []
+    )
     for height in heights:
-        rows = []
-        for row in content['rungs']:
-            figures = row['heights'][height]
-            spent = figures.get('stages_ms', {})
-            rows.append(
-                [row['name'], *(figures[k] for k in ('p50_ms', 'p99_ms', 'around_network_ms'))]
-                + [spent.get(stage) for stage in STAGES]
-            )
+        rows = [_line(row, height) for row in content['rungs']]
         width = WIDTHS.get(height, height * 16 // 9)
         title = f'{content["model"]}: {width}x{height} image to detections, ms'
         yield title, columns, rows
+
+
+def _line(row: dict[str, Any], height: int) -> list[Any]:
+    figures = row.get('heights', {}).get(height, {})
+    spent = figures.get('stages_ms', {})
+    name = f'{row["name"]} (left out)' if 'failed' in row else row['name']
+    whole = [figures.get(key) for key in ('p50_ms', 'p99_ms', 'around_network_ms')]
+    return [name, *whole, *(spent.get(stage) for stage in STAGES)]

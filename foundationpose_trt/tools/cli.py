@@ -13,7 +13,7 @@ import foundationpose_trt
 
 COMMANDS = (
     'demo', 'replay', 'make-scene', 'evaluate', 'evaluate-detector', 'train', 'export', 'build',
-    'benchmark',
+    'benchmark', 'monitor',
 )  # fmt: skip
 BAD_INPUT = 2  # exit status, as argparse's own for wrong arguments
 INTERRUPTED = 130  # exit status of a program ended by SIGINT, by shell convention
@@ -22,6 +22,10 @@ REMEDIES = {  # for the optional packages of setup.py
     'onnx': "pip install '.[onnx]'",
     'onnxruntime': "pip install '.[onnx]'",
     'rclpy': "pip install '.[ros]', or source your ROS 2 installation",
+    'diagnostic_msgs': "pip install '.[ros]', or sudo apt install ros-$ROS_DISTRO-diagnostic-msgs",
+    'rich': 'pip install rich',
+    'matplotlib': 'pip install matplotlib',
+    'supervision': 'pip install supervision',
 }
 
 

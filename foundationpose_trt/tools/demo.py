@@ -137,6 +137,7 @@ def start(nodes: Nodes, scenario: Scenario, recording_path: Path) -> None:
             'mesh_scale': scenario.mesh_scale,
             'weights': scenario.weights,
             'device': scenario.device,
+            'exit_on_failure': True,
         },
     )
     nodes.start(

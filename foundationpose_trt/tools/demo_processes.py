@@ -9,9 +9,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from .demo_recording import DemoFailed
 
@@ -29,10 +30,15 @@ class Nodes:
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         log_folder.mkdir(parents=True, exist_ok=True)
 
-    def start(self, name: str, parameters: Mapping[str, str | int | float]) -> None:
-        """Start foundationpose_trt.ros.<name> with ROS parameters, output into a log file."""
+    def start(
+        self, name: str, parameters: Mapping[str, Any], arguments: Sequence[str] = ()
+    ) -> None:
+        """Start foundationpose_trt.ros.<name> with ROS parameters, output into a log file.
+
+        arguments: of its own, before those of ROS.
+        """
         command = [*dying_with_parent(), sys.executable, '-m', f'foundationpose_trt.ros.{name}']
-        command.append('--ros-args')
+        command += [*arguments, '--ros-args']
         for key, value in parameters.items():
             command += ['-p', f'{key}:={parameter_text(value)}']
         with self.log_path(name).open('wb') as log:
@@ -126,8 +132,10 @@ def dying_with_parent() -> list[str]:
     return [setpriv, '--pdeathsig', 'KILL', '--'] if setpriv else []
 
 
-def parameter_text(value: str | int | float) -> str:
+def parameter_text(value: str | int | float | Sequence[str]) -> str:
     """Write a value for `-p name:=`; strings are quoted, or YAML would read 12 or on otherwise."""
+    if isinstance(value, list | tuple):
+        return f'[{", ".join(parameter_text(one) for one in value)}]'
     if isinstance(value, str):
         return "'" + value.replace("'", "''") + "'"
     return repr(value).lower() if isinstance(value, bool) else repr(value)

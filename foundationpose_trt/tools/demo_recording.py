@@ -97,4 +97,9 @@ class Recording:
 
     def losses(self) -> int:
         """Return how often the tracker said LOST."""
-        return self.data('state').count('LOST')
+        return [state_word(line) for line in self.data('state')].count('LOST')
+
+
+def state_word(line: str) -> str:
+    """Return the state of what topic `state` says, 'STATE: REASON'."""
+    return line.partition(':')[0]

@@ -25,7 +25,7 @@ from ..scenes.metrics import RECALL_DIAMETER_SHARE, PoseErrors, pose_errors, rec
 from ..synthesis.cast import CAST, cast_objects
 from ..synthesis.tabletop import SceneSettings, compose_views
 from ..synthesis.tabletop_images import TabletopImage, TabletopRenderer
-from ..training.detection_metrics import average_precision
+from ..training.detection_metrics import average_precision, require_metric
 from ..training.detector_scenes import (
     NONE,
     DetectionBatch,
@@ -66,6 +66,7 @@ def run(options: argparse.Namespace) -> int:
         f'--stages {options.stages} and --views {options.views} must be at least 1,'
         f' --registrations {options.registrations} not negative',
     )
+    require_metric()
     choice = chosen_estimator(options)
     detector = _opened(options.model, choice)
     content: dict[str, Any] = {'boxes': box_figures(detector, options, choice.device)}
@@ -79,11 +80,11 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _opened(folder: Path, choice: EstimatorChoice) -> Detector:
-    backend = BackendChoice('auto', choice.engines)
+    backend = BackendChoice('auto', choice.engines, build=True)
     opened = open_detector(folder, choice.device, 'auto', backend)
     missing = set(CAST) - set(opened.manifest.class_names)
     require(not missing, f'{folder} does not know {", ".join(sorted(missing))} of the cast')
-    settings = DetectorSettings(objects=tuple(CAST), threshold=LOWEST_SCORE)
+    settings = DetectorSettings(tuple(CAST), tuple(CAST), LOWEST_SCORE)
     return Detector(opened.manifest, opened.engine, settings)
 
 
@@ -94,10 +95,11 @@ def box_figures(detector: Detector, options: argparse.Namespace, device: str) ->
     sampler = DetectionSampler(world, BATCH, torch.Generator(device).manual_seed(9))
     views = torch.arange(len(world.meshes), device=world.meshes.device)
     found, truth = [], []
-    for part in tqdm(views[: len(views) // BATCH * BATCH].split(BATCH), desc='detecting'):
-        batch = sampler.draw(part)
-        truth += _truth(batch)
-        pixels = (batch.images * 255).round().to(torch.uint8).cpu().numpy()
+    for part in tqdm(views.split(BATCH), desc='detecting'):
+        whole = torch.cat([part, part[-1:].expand(BATCH - len(part))])  # the sampler's size
+        batch = sampler.draw(whole)
+        truth += _truth(batch)[: len(part)]
+        pixels = (batch.images[: len(part)] * 255).round().to(torch.uint8).cpu().numpy()
         found += [_found(detector, image) for image in pixels]
     return average_precision(found, truth, list(CAST))
 
@@ -173,10 +175,6 @@ def detected_mask(detector: Detector, image: TabletopImage, label: int) -> np.nd
         size = image.frame.depth_m.shape
         labels = detector.labels_from_boxes(found.detections, size, image.frame.depth_m)
     return labels == label
-
-
-def _recall(errors: list[PoseErrors], diameter_m: float) -> float:
-    return 100 * recall([e.add_s_m for e in errors], RECALL_DIAMETER_SHARE * diameter_m)
 
 
 def _print(content: dict[str, Any]) -> None:

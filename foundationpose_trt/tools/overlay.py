@@ -10,14 +10,8 @@ import cv2
 import numpy as np
 
 from ..datatypes import CameraIntrinsics, require
+from ..pose.drawing import DARK, FINE, NEAR_M, Color, draw_axes, fine, project
 from ..pose.mesh import ObjectMesh
-
-Color = tuple[int, int, int]
-# REP-103: x red, y green, z blue; a little desaturated, they stay readable on dark and bright
-AXIS_COLORS: tuple[Color, Color, Color] = ((235, 64, 52), (64, 200, 84), (66, 120, 245))
-DARK: Color = (20, 20, 20)
-FINE = 4  # cv2 draws at 1 / 2**FINE pixel
-NEAR_M = 0.01
 
 
 @dataclass(frozen=True)
@@ -49,7 +43,8 @@ def draw_overlay(
     if camera_from_object is not None:
         centered = camera_from_object @ mesh.object_from_centered
         _draw_silhouette(image, silhouette(mesh, centered, intrinsics), style)
-        _draw_axes(image, mesh, centered, intrinsics, style)
+        length_m = style.axis_share * mesh.diameter_m
+        draw_axes(image, intrinsics, centered, length_m, style.axis_px)
     if text:
         _draw_text(image, text)
     return image
@@ -62,32 +57,16 @@ def silhouette(
 
     Pixel centres are at integers; a pixel counts from its border on, cv2's rule.
     """
-    points, depth = _project(mesh.vertices, camera_from_centered, intrinsics)
+    points, depth = project(mesh.vertices, camera_from_centered, intrinsics)
     kept = mesh.faces[(depth[mesh.faces] > NEAR_M).all(axis=1)]
     mask = np.zeros((intrinsics.height, intrinsics.width), np.uint8)
     corners = points[kept]
     size = np.array([intrinsics.width, intrinsics.height])
     seen = (corners.max(1) >= 0).all(1) & (corners.min(1) < size).all(1)
     # fillPoly on all triangles at once would leave holes where an even number overlaps
-    for triangle in _fine(corners[seen]):
+    for triangle in fine(corners[seen]):
         cv2.fillConvexPoly(mask, triangle, 1, shift=FINE)
     return mask.astype(bool)
-
-
-def _project(
-    points_m: np.ndarray, camera_from_points: np.ndarray, intrinsics: CameraIntrinsics
-) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels (N, 2) and depths (N,) in metres."""
-    camera = points_m @ camera_from_points[:3, :3].T + camera_from_points[:3, 3]
-    depth = camera[:, 2]
-    safe = np.maximum(depth, NEAR_M)[:, None]
-    focal = np.array([intrinsics.fx, intrinsics.fy])
-    return camera[:, :2] / safe * focal + [intrinsics.cx, intrinsics.cy], depth
-
-
-def _fine(pixels: np.ndarray) -> np.ndarray:
-    # far outside the image the fixed-point numbers of cv2 would overflow
-    return np.rint(np.clip(pixels, -1e4, 1e4) * 2**FINE).astype(np.int32)
 
 
 def _draw_silhouette(image: np.ndarray, mask: np.ndarray, style: OverlayStyle) -> None:
@@ -97,29 +76,9 @@ def _draw_silhouette(image: np.ndarray, mask: np.ndarray, style: OverlayStyle) -
     double = cv2.resize(mask.astype(np.float32), None, fx=2, fy=2, interpolation=cv2.INTER_LINEAR)
     smooth = cv2.GaussianBlur(double, (0, 0), 1.5) > 0.5
     contours, _ = cv2.findContours(smooth.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    lines = [_fine((contour.astype(np.float64) - 0.5) / 2) for contour in contours]
+    lines = [fine((contour.astype(np.float64) - 0.5) / 2) for contour in contours]
     cv2.polylines(image, lines, True, DARK, style.outline_px + 2, cv2.LINE_AA, FINE)
     cv2.polylines(image, lines, True, style.outline, style.outline_px, cv2.LINE_AA, FINE)
-
-
-def _draw_axes(
-    image: np.ndarray,
-    mesh: ObjectMesh,
-    camera_from_centered: np.ndarray,
-    intrinsics: CameraIntrinsics,
-    style: OverlayStyle,
-) -> None:
-    """Draw axes of the object's frame at the object's centre, the farthest first."""
-    length = style.axis_share * mesh.diameter_m
-    tips = np.vstack([np.zeros(3), length * np.eye(3)])
-    pixels, depth = _project(tips, camera_from_centered, intrinsics)
-    if depth.min() < NEAR_M:
-        return
-    points = _fine(pixels)
-    for axis in np.argsort(-depth[1:]):
-        strokes = ((DARK, style.axis_px + 2), (AXIS_COLORS[axis], style.axis_px))
-        for color, width in strokes:
-            cv2.line(image, points[0], points[1 + axis], color, width, cv2.LINE_AA, FINE)
 
 
 def _draw_text(image: np.ndarray, text: str) -> None:

@@ -12,11 +12,12 @@ from ..detection.export import DetectorExport, export_model
 from ..synthesis.cast import CAST
 from ..synthesis.tabletop import SceneSettings
 from ..training.detector import train_detector, validate_detector
-from ..training.detector_network import NarrowSize, as_reference
+from ..training.detector_network import GRID_PX, NarrowSize, as_reference, require_packages
 from ..training.detector_scenes import DetectionWorld, compose_stages
 from ..training.loop import TrainSettings
 
 HELD_OUT_STAGES = 24
+CHANNELS_PER_HEAD = 64
 
 
 def add_detector_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,8 +27,14 @@ def add_detector_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--views', type=int, default=32, help='arrangements of each, default 32')
     group.add_argument('--layers', type=int, default=NarrowSize().layers, help='of the backbone')
     group.add_argument(
-        '--backbone-width', type=int, default=NarrowSize().width, help='64 per head'
-    )
+        '--backbone-width', type=int, default=NarrowSize().width,
+        help=f'a multiple of {CHANNELS_PER_HEAD}, which each head has',
+    )  # fmt: skip
+    group.add_argument(
+        '--resolution', type=int, default=NarrowSize().resolution, metavar='PX',
+        help=f'side of the image that the network sees, a multiple of {GRID_PX}; default'
+        f' {NarrowSize().resolution}',
+    )  # fmt: skip
     group.add_argument('--image-width', type=int, default=640, help='of the training images')
 
 
@@ -37,10 +44,8 @@ def run_detector(options: argparse.Namespace) -> int:
         min(options.stages, options.views) >= 1,
         f'--stages {options.stages} and --views {options.views} must be at least 1',
     )
-    device = torch.device(options.device)
-    size = NarrowSize(
-        width=options.backbone_width, heads=options.backbone_width // 64, layers=options.layers
-    )
+    require_packages()
+    device, size = torch.device(options.device), _size(options)
     settings = TrainSettings(
         seconds=options.seconds, batch=options.batch, learning_rate=options.learning_rate,
         seed=options.seed, compile=False,
@@ -53,9 +58,23 @@ def run_detector(options: argparse.Namespace) -> int:
     if options.json:
         options.json.write_text(json.dumps(metrics, indent=2) + '\n')
     request = DetectorExport(None, 'nano', classes=tuple(CAST), compact=True)
-    export_model(as_reference(detector, tuple(CAST), 'cpu'), request, options.out)
+    source = {'checkpoint': 'foundationpose-trt train detector', 'steps': trainer.step_count}
+    model = as_reference(detector, tuple(CAST), 'cpu')
+    export_model(model, request, options.out, 'narrow', source)
     print(f'{options.out}: {trainer.step_count} steps, exported')
     return 0
+
+
+def _size(options: argparse.Namespace) -> NarrowSize:
+    width = options.backbone_width
+    require(
+        width >= CHANNELS_PER_HEAD and width % CHANNELS_PER_HEAD == 0,
+        f'--backbone-width is {width}, must be a multiple of {CHANNELS_PER_HEAD}',
+    )
+    return NarrowSize(
+        width=width, heads=width // CHANNELS_PER_HEAD, layers=options.layers,
+        resolution=options.resolution,
+    )  # fmt: skip
 
 
 def make_world(

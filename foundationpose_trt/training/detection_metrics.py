@@ -9,6 +9,11 @@ import numpy as np
 PIXELS = 1000  # the metric judges sizes in pixels; boxes here are shares of the image
 
 
+def require_metric() -> None:
+    """Raise ModuleNotFoundError where the package supervision is missing."""
+    importlib.import_module('supervision')
+
+
 def average_precision(
     found: list[tuple[np.ndarray, np.ndarray, np.ndarray]],
     truth: list[tuple[np.ndarray, np.ndarray]],

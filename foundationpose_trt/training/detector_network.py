@@ -10,6 +10,8 @@ import importlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from ..datatypes import require
 
 BACKBONE = 'tiny'  # a name the package knows the width of, and ships no configuration for
 REMEDY = "pip install '.[detector]'"
+GRID_PX = 32  # the image is cut into patches of 16 pixels, in windows of two by two
 
 
 @dataclass(frozen=True)
@@ -41,9 +44,17 @@ class NarrowSize:
 
     def __post_init__(self) -> None:
         require(
+            min(self.width, self.heads, self.layers, self.resolution) >= 1,
+            f'{self}: all sizes must be at least 1',
+        )
+        require(
             self.width % self.heads == 0 and self.layers % 3 == 0,
             f'width {self.width} must be a multiple of heads {self.heads}, layers {self.layers} of'
             ' 3',
+        )
+        require(
+            self.resolution % GRID_PX == 0,
+            f'resolution is {self.resolution}, must be a multiple of {GRID_PX}',
         )
 
 
@@ -59,23 +70,31 @@ class NarrowDetector:
 
 def build_narrow(size: NarrowSize, classes: int, device: torch.device) -> NarrowDetector:
     """Build network and loss with random weights. Raises ValueError without rfdetr."""
+    require_packages()
     config, defaults = _configuration(size, classes, device)
     builder = importlib.import_module('rfdetr.models.lwdetr')
     train_config = importlib.import_module('rfdetr.config').TrainConfig(
         dataset_dir='.', output_dir='.'
     )
-    network = builder.build_model_from_config(config, None, defaults).to(device)
+    with _registered_backbone(size):
+        network = builder.build_model_from_config(config, None, defaults).to(device)
     criterion, _ = builder.build_criterion_from_config(config, train_config, defaults)
     return NarrowDetector(network, criterion.to(device), config, size)
 
 
-def _configuration(size: NarrowSize, classes: int, device: torch.device) -> tuple[Any, Any]:
+def require_packages() -> None:
+    """Raise ValueError where a package is missing that training, judging or exporting needs."""
     os.environ.setdefault('HF_HUB_OFFLINE', '1')
-    try:
-        package = importlib.import_module('rfdetr.config')
-    except ImportError as error:
-        raise ValueError(f'training a detector needs rfdetr ({error}): {REMEDY}') from error
-    _register_backbone(size)
+    for name in ('rfdetr.config', 'supervision', 'onnx'):
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            package = name.split('.')[0]
+            raise ValueError(f'training a detector needs {package} ({error}): {REMEDY}') from error
+
+
+def _configuration(size: NarrowSize, classes: int, device: torch.device) -> tuple[Any, Any]:
+    package = importlib.import_module('rfdetr.config')
     config = package.RFDETRNanoConfig(
         pretrain_weights=None, num_classes=classes, num_queries=size.queries,
         num_select=size.queries, hidden_dim=size.decoder, sa_nheads=4, ca_nheads=8,
@@ -88,8 +107,9 @@ def _configuration(size: NarrowSize, classes: int, device: torch.device) -> tupl
     return config, dataclasses.replace(defaults, dim_feedforward=size.feedforward)
 
 
-def _register_backbone(size: NarrowSize) -> None:
-    """Tell the package of a backbone of this size; it reads configurations from files."""
+@contextmanager
+def _registered_backbone(size: NarrowSize) -> Iterator[None]:
+    """Let the package know a backbone of this size; it reads configurations from files."""
     backbone = importlib.import_module('rfdetr.models.backbone.dinov2')
     values = backbone.get_config('small', use_registers=False)
     values |= {
@@ -97,11 +117,12 @@ def _register_backbone(size: NarrowSize) -> None:
         'num_attention_heads': size.heads,
         'num_hidden_layers': size.layers,
     }
-    handle, path = tempfile.mkstemp(suffix='.json', prefix='rfdetr_backbone_')
-    with os.fdopen(handle, 'w') as file:
-        json.dump(values, file)
-    backbone.size_to_config[BACKBONE] = str(Path(path))  # absolute: joined to a folder, it stays
-    backbone.size_to_width[BACKBONE] = size.width
+    with tempfile.TemporaryDirectory(prefix='rfdetr_backbone_') as scratch:
+        path = Path(scratch) / 'backbone.json'
+        path.write_text(json.dumps(values))
+        backbone.size_to_config[BACKBONE] = str(path)  # absolute: joined to a folder, it stays
+        backbone.size_to_width[BACKBONE] = size.width
+        yield
 
 
 def as_reference(detector: NarrowDetector, names: tuple[str, ...], device: str) -> Any:

@@ -17,12 +17,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ..datatypes import require
 from ..geometry import exp_so3
 from ..pose.mesh import ObjectMesh
 from ..pose.mesh_bank import MeshBank
 from ..pose.rasterizer import Light, Rasterizer
-from ..synthesis.cast import cast_objects
-from ..synthesis.objects import HELD_OUT_FROM_SEED, make_object
+from ..synthesis.cast import CAST, cast_objects
+from ..synthesis.objects import HELD_OUT_FROM_SEED, TEXTURE_PX, make_object
 from ..synthesis.sensor import ColorNoise, degrade_color
 from ..synthesis.tabletop import SceneSettings, TabletopScene, compose_views
 
@@ -35,6 +36,8 @@ ALL_NOISE = ColorNoise()
 MIN_VISIBLE_SHARE = 0.2
 MIN_VISIBLE_PX = 120  # of a VGA image
 COVERAGE_SCALE = 4  # whole objects are counted in images this much smaller
+MOST_TEXELS = 2**31 // 3  # of a MeshBank
+ROOM_TEXELS = 2 * 512**2 + 1  # floor, walls, and the table's own, which no view shows
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,17 @@ def _cast() -> list[ObjectMesh]:
 def compose_stages(
     seeds: Sequence[int], views: int, settings: SceneSettings, held_out: bool = False
 ) -> list[Stage]:
-    """Compose stages on all cores; workers neither inherit nor start a CUDA context."""
+    """Compose stages on all cores; workers neither inherit nor start a CUDA context.
+
+    Raises ValueError for more than a DetectionWorld holds.
+    """
+    texels = texels_of_stage(views, settings)
+    require(
+        len(seeds) * texels < MOST_TEXELS,
+        f'{len(seeds)} stages of {views} views have {len(seeds) * texels / 1e6:.0f} megapixels of'
+        f' textures, at most {MOST_TEXELS / 1e6:.0f} fit: take {(MOST_TEXELS - 1) // texels}'
+        ' stages, or fewer views',
+    )
     make = partial(compose_stage, views=views, settings=settings, held_out=held_out)
     bar = {'total': len(seeds), 'desc': 'stages', 'unit': 'stage'}
     workers = min(os.cpu_count() or 1, len(seeds))
@@ -83,6 +96,12 @@ def compose_stages(
     spawn = multiprocessing.get_context('spawn')
     with ProcessPoolExecutor(workers, mp_context=spawn) as pool:
         return list(tqdm(pool.map(make, seeds), **bar))
+
+
+def texels_of_stage(views: int, settings: SceneSettings) -> int:
+    """Texels of one stage: of its objects, its room and one table for each view."""
+    objects, tables = len(CAST) + STRANGERS, views
+    return objects * TEXTURE_PX**2 + tables * settings.texture_px**2 + ROOM_TEXELS
 
 
 @dataclass(frozen=True)

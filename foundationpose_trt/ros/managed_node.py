@@ -1,0 +1,208 @@
+"""A lifecycle node that is made of a parameter dataclass, starts by itself and can be mended."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from rcl_interfaces.msg import ParameterDescriptor, SetParametersResult
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.parameter import Parameter
+
+from foundationpose_trt.ros.parameters import (
+    declare_fields,
+    field_value,
+    given_parameters,
+    live_parameters,
+    read,
+    unknown_parameters,
+)
+
+# of every managed node beside those of its dataclass: name, default, description
+OWN_PARAMETERS = (
+    ('autostart', True, 'configure and activate at the start'),
+    (
+        'exit_on_failure', False, 'end the process, with status 2, if that fails at the start;'
+        ' else the node stays unconfigured and may be mended',
+    ),
+)  # fmt: skip
+
+
+class ManagedNode(LifecycleNode):
+    """Unconfigured -> configured (built, warm) -> active (subscribed), and back.
+
+    kind: its parameter dataclass. siblings: those of other nodes in its process, whose parameters
+    it passes over in silence. With parameter autostart (default true) `start` configures and
+    activates; a configure that fails leaves the node unconfigured and says why, and may be tried
+    again once the parameters were set. Raises ValueError naming a parameter of a wrong type or
+    outside its limits.
+
+    A subclass has _build (parameters are read; raises ValueError or OSError), _begin, _end
+    (returns False when something still runs) and _release.
+    """
+
+    def __init__(
+        self, name: str, kind: type, siblings: Sequence[type] = (), **options: Any
+    ) -> None:
+        super().__init__(name, **options)
+        self._kind = kind
+        self._siblings = siblings
+        self._live = live_parameters(kind)
+        self._changed: set[str] = set()  # live parameters that are not yet in force
+        self._nested: set[str] = set()  # parameters beside those of kind, read when configuring
+        self.parameters: Any = None
+        self.configured = self.active = False
+        self.refusal = ''  # why the last configure failed
+        self._bug: BaseException | None = None
+        self._own = {}
+        for own, default, description in OWN_PARAMETERS:
+            descriptor = ParameterDescriptor(description=description, read_only=True)
+            self._own[own] = bool(self.declare_parameter(own, default, descriptor).value)
+        declare_fields(self, kind, fixed=False)
+        self._warn_of_unknown()
+        self.add_on_set_parameters_callback(self._on_set_parameters)
+
+    def start(self) -> bool:
+        """Configure and activate if autostart says so; False when configuring failed.
+
+        Raises ValueError instead with exit_on_failure.
+        """
+        if not self._own['autostart']:
+            self.get_logger().info('autostart is false: waiting to be configured and activated')
+            return True
+        self.trigger_configure()
+        if self.configured:
+            self.trigger_activate()
+        if not self.configured and self._own['exit_on_failure']:
+            raise ValueError(self.refusal)
+        return self.configured
+
+    def raise_bug(self) -> None:
+        """Raise what a transition raised that was no refusal: a bug must not look alive."""
+        if self._bug is not None:
+            raise self._bug
+
+    # Transitions, called by rclpy in the executor's thread.
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Read the parameters, build and warm up."""
+        self.refusal = ''
+        try:
+            self.parameters = read(self, self._kind)
+            self._build()
+        except (ValueError, OSError) as error:
+            self.refusal = str(error)
+            self._say_refusal()
+            self._forget()
+            return TransitionCallbackReturn.FAILURE
+        except BaseException as error:
+            self._bug = error
+            raise
+        self.configured = True
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Listen to the inputs."""
+        self._begin()
+        self.active = True
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stop listening; what is in work ends, and is not published if that takes too long."""
+        self.active = False
+        if self._end():
+            return TransitionCallbackReturn.SUCCESS
+        self.get_logger().error('a frame in work did not end')
+        return TransitionCallbackReturn.ERROR
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Free everything that configure made, on the GPU too."""
+        self._forget()
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """As deactivate and cleanup."""
+        return self.on_error(state)
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stop and free everything; the node is unconfigured then, and may be configured again."""
+        ended = not self.active or self._end()
+        self.active = False
+        self._forget()
+        return TransitionCallbackReturn.SUCCESS if ended else TransitionCallbackReturn.FAILURE
+
+    # What a subclass does.
+
+    def _build(self) -> None:
+        """Make everything that the parameters ask for."""
+        raise NotImplementedError
+
+    def _begin(self) -> None:
+        """Start the worker and subscribe."""
+        raise NotImplementedError
+
+    def _end(self) -> bool:
+        """Unsubscribe and stop the worker; False when it still runs."""
+        raise NotImplementedError
+
+    def _release(self) -> None:
+        """Drop what _build made; called after a failed _build too."""
+        raise NotImplementedError
+
+    def _take_changes(self) -> set[str]:
+        """Names of live parameters that changed, for the worker to apply between two frames."""
+        changed, self._changed = self._changed, set()
+        for name in sorted(changed):
+            self.get_logger().info(f'{name} is now {getattr(self.parameters, name)}')
+        return changed
+
+    def _forget(self) -> None:
+        self.configured = False
+        self._release()
+
+    def _say_refusal(self) -> None:
+        if self._own['exit_on_failure']:
+            return  # run_nodes says it
+        name = self.get_fully_qualified_name()
+        self.get_logger().error(
+            f'cannot configure: {self.refusal}. The node is unconfigured: mend it (ros2 param set'
+            f' {name} ...), then ros2 lifecycle set {name} configure, and activate'
+        )
+
+    def _warn_of_unknown(self) -> None:
+        given = set(given_parameters(self)) - set(self._own)
+        nested = {name for name in given if name.partition('.')[0] in self._nested_prefixes()}
+        for line in unknown_parameters(given - nested, self._kind, self._siblings):
+            self.get_logger().warning(line)
+
+    def _nested_prefixes(self) -> set[str]:
+        """Beginnings of names that are looked at when configuring."""
+        return set()
+
+    def _on_set_parameters(self, parameters: Sequence[Parameter]) -> SetParametersResult:
+        """Accept what fits: when configured live parameters only, checked against each other."""
+        if self.parameters is None or not self.configured:
+            return SetParametersResult(successful=True)  # read when configuring
+        specs = {spec.name: spec for spec in dataclasses.fields(self._kind)}
+        given = {
+            p.name: field_value(specs[p.name], p.value) for p in parameters if p.name in specs
+        }
+        changes = {k: v for k, v in given.items() if getattr(self.parameters, k) != v}
+        fixed = sorted(set(changes) - self._live | self._nested & {p.name for p in parameters})
+        if fixed:
+            return SetParametersResult(successful=False, reason=self._fixed_now(fixed[0]))
+        try:
+            changed = dataclasses.replace(self.parameters, **changes)
+        except ValueError as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        self.parameters = changed
+        self._changed = self._changed | set(changes)  # at once, for the worker's thread
+        return SetParametersResult(successful=True)
+
+    def _fixed_now(self, name: str) -> str:
+        node = self.get_fully_qualified_name()
+        return (
+            f'{name} is fixed while the node is configured: ros2 lifecycle set {node} deactivate,'
+            f' then cleanup, set it, then configure and activate'
+        )

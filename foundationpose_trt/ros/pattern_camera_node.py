@@ -1,0 +1,98 @@
+"""ROS node: a camera of nothing, to measure with: the same image at a fixed rate, stamped now."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rclpy.node import Node
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import CameraInfo, Image
+from std_msgs.msg import Header
+
+from foundationpose_trt.datatypes import CameraIntrinsics
+from foundationpose_trt.ros import conversions
+from foundationpose_trt.ros.parameters import check_values, declare, parameter
+from foundationpose_trt.ros.running import run_node
+
+NODE_NAME = 'pattern_camera_node'
+FRAME_ID = 'camera_color_optical_frame'
+DEPTH_MM = 800
+# as camera drivers publish: best effort, newest only
+CAMERA_QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+
+
+@dataclass(frozen=True)
+class PatternCameraParameters:
+    """Values in force for one run of pattern_camera_node."""
+
+    width: int = parameter(640, 'of the images', 'pixels', (16, 16384))
+    height: int = parameter(480, 'of the images', 'pixels', (16, 16384))
+    rate_hz: float = parameter(30.0, 'images per second', 'Hz', (0.1, 1000.0))
+    objects: int = parameter(1, 'values in the segmentation, side by side', '', (1, 32))
+    look: bool = parameter(False, 'subscribe debug/pose, as a viewer would')
+
+    def __post_init__(self) -> None:
+        check_values(self)
+
+
+class PatternCameraNode(Node):
+    """Publishes image, depth, camera_info and segmentation; counts what a viewer would get."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(NODE_NAME, **options)
+        p = declare(self, PatternCameraParameters)
+        header = Header(frame_id=FRAME_ID)
+        camera = CameraIntrinsics(
+            p.width, p.width, (p.width - 1) / 2, (p.height - 1) / 2, p.width, p.height
+        )
+        rgb = np.arange(p.height * p.width * 3, dtype=np.uint32).astype(np.uint8)
+        labels = 1 + np.arange(p.width) * p.objects // p.width
+        self._messages = [
+            (CameraInfo, 'camera_info', conversions.camera_info_message(camera, header)),
+            (Image, 'segmentation', _image(np.tile(labels, (p.height, 1)), 'u1', 'mono8')),
+            (Image, 'depth', _image(np.full((p.height, p.width), DEPTH_MM), 'u2', '16UC1')),
+            (Image, 'image', _image(rgb.reshape(p.height, p.width, 3), 'u1', 'rgb8')),
+        ]
+        self._publishers_of = {
+            topic: self.create_publisher(kind, topic, CAMERA_QOS)
+            for kind, topic, _ in self._messages
+        }
+        self.viewed = 0
+        if p.look:
+            self.create_subscription(Image, 'debug/pose', self._on_debug, CAMERA_QOS)
+        self.create_timer(1.0 / p.rate_hz, self._on_timer)
+
+    def finished(self) -> bool:
+        """It goes on until it is told to end."""
+        return False
+
+    def close(self) -> bool:
+        """Nothing runs in the background."""
+        return True
+
+    def _on_debug(self, message: Image) -> None:
+        self.viewed += 1
+        time.sleep(0.05)  # a viewer that takes its time
+
+    def _on_timer(self) -> None:
+        stamp = self.get_clock().now().to_msg()
+        for _, topic, message in self._messages:
+            message.header.stamp = stamp
+            self._publishers_of[topic].publish(message)
+
+
+def _image(pixels: np.ndarray, code: str, encoding: str) -> Image:
+    return conversions.image_message(pixels.astype(code), encoding, Header(frame_id=FRAME_ID))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of `python -m foundationpose_trt.ros.pattern_camera_node`."""
+    return run_node(NODE_NAME, PatternCameraNode, arguments)
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())

@@ -1,0 +1,73 @@
+"""Times of stages: by the clock on a CPU, by events that the GPU may not have passed yet."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+
+from foundationpose_trt.runtime import stage_timer
+from foundationpose_trt.runtime.stage_timer import PENDING, StageTimer
+
+
+class FakeEvent:
+    """Passed when the test says so; recorded at a time of the test's own."""
+
+    now_ms = 0.0
+    passed_until_ms = 0.0
+
+    def __init__(self, enable_timing=False):
+        assert enable_timing, 'such events have no times'
+
+    def record(self):
+        self.at_ms = FakeEvent.now_ms
+
+    def query(self):
+        return self.at_ms <= FakeEvent.passed_until_ms
+
+    def elapsed_time(self, other):
+        assert self.query() and other.query(), 'reading this pair would wait'
+        return other.at_ms - self.at_ms
+
+
+@pytest.fixture
+def timer(monkeypatch):
+    monkeypatch.setattr(stage_timer.torch.cuda, 'Event', FakeEvent)
+    FakeEvent.now_ms = FakeEvent.passed_until_ms = 0.0
+    return StageTimer(torch.device('cuda'))
+
+
+def measure(timer, start_ms, end_ms):
+    FakeEvent.now_ms = start_ms
+    with timer:
+        FakeEvent.now_ms = end_ms
+
+
+def test_a_measurement_is_read_once_the_gpu_has_passed_it(timer):
+    assert timer.last_ms() is None
+    measure(timer, 10, 13)
+    assert timer.last_ms() is None, 'not passed yet'
+    FakeEvent.passed_until_ms = 12
+    assert timer.last_ms() is None
+    measure(timer, 20, 27)
+    FakeEvent.passed_until_ms = 25
+    assert timer.last_ms() == 3
+    FakeEvent.passed_until_ms = 30
+    assert timer.last_ms() == 7
+
+
+def test_a_gpu_that_lags_costs_old_measurements_and_no_memory(timer):
+    for k in range(20):
+        measure(timer, 10 * k, 10 * k + k)
+    assert len(timer._pending) == PENDING
+    FakeEvent.passed_until_ms = 1e9
+    assert timer.last_ms() == 19
+
+
+def test_on_a_cpu_the_clock_counts():
+    timer = StageTimer(torch.device('cpu'))
+    assert timer.last_ms() is None
+    with timer:
+        time.sleep(0.02)
+    assert 20 <= timer.last_ms() < 200
