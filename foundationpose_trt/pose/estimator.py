@@ -67,6 +67,7 @@ class PoseEstimator:
         graphs = self.settings[0].cuda_graph_cache_capacity
         self.inference = PoseInference(engines, networks, self._views.crops, graphs)
         self._uploader: Uploader | None = None
+        self._is_warm = False
 
     @property
     def mesh(self) -> ObjectMesh:
@@ -119,10 +120,12 @@ class PoseEstimator:
         Compiles kernels and fills every buffer. CUDA registers each object and tracks every
         number of them, since each number of crops has its own graph. A CPU, where batches come
         in equal chunks and a whole registration takes seconds, warms up with one chunk of
-        hypotheses of the first object, and tracks all at once.
+        hypotheses of the first object, once for all sizes, and tracks all at once.
         """
         on_cpu, count = self.device.type == 'cpu', len(self.meshes)
-        for index in range(1 if on_cpu else count):
+        registered = range(1 - self._is_warm if on_cpu else count)
+        self._is_warm = True
+        for index in registered:
             frame, mask = self._blank(intrinsics, index)
             rotations = self._rotations[index][: self._views.capacity if on_cpu else None]
             self._find(frame, mask, index, rotations)

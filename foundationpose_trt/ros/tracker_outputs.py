@@ -35,9 +35,9 @@ class ObjectTopics:
 
     def __init__(self, node: Node, topic: str) -> None:
         self._node = node
-        self.pose = node.create_publisher(PoseStamped, f'{topic}pose', RESULT_QOS)
+        self._pose = node.create_publisher(PoseStamped, f'{topic}pose', RESULT_QOS)
         self._state = node.create_publisher(String, f'{topic}state', LATCHED_QOS)
-        self.outcome = node.create_publisher(String, f'{topic}outcome', RESULT_QOS)
+        self._outcome = node.create_publisher(String, f'{topic}outcome', RESULT_QOS)
         self._last = ''
 
     def publish_state(self, state: TrackingState, reason: str) -> None:
@@ -47,9 +47,19 @@ class ObjectTopics:
             self._last = line
             self._state.publish(String(data=line))
 
+    def publish_pose(self, frame: Frame, camera_from_object: np.ndarray) -> None:
+        """Publish the pose (4, 4) of an image, if anybody listens."""
+        if self._pose.get_subscription_count():
+            self._pose.publish(pose_message(camera_from_object, frame))
+
+    def publish_outcome(self, name: str) -> None:
+        """Publish how a frame ended, if anybody listens."""
+        if self._outcome.get_subscription_count():
+            self._outcome.publish(String(data=name))
+
     def destroy(self) -> None:
         """Take the topics off the graph."""
-        for publisher in (self.pose, self._state, self.outcome):
+        for publisher in (self._pose, self._state, self._outcome):
             self._node.destroy_publisher(publisher)
 
 
@@ -90,7 +100,7 @@ class TrackerOutputs:
     def publish_outcome(self, name: str, index: int | None = None) -> None:
         """Publish how a frame ended for one object or, None, for all."""
         for topics in self._topics if index is None else [self._topics[index]]:
-            topics.outcome.publish(String(data=name))
+            topics.publish_outcome(name)
 
     def publish_poses(self, frame: Frame, estimates: Mapping[int, PoseEstimate]) -> None:
         """Publish the poses of one image, how long that took, and how old the image was then."""
@@ -101,7 +111,7 @@ class TrackerOutputs:
             if estimate.camera_from_object is not None
         }
         for index, pose in poses.items():
-            self._topics[index].pose.publish(pose_message(pose, frame))
+            self._topics[index].publish_pose(frame, pose)
         self.transforms.publish(
             frame, {self._objects[index].tf_frame: pose for index, pose in poses.items()}
         )
