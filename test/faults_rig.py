@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -40,7 +41,7 @@ class Process:
     """A process with a log, in a session of its own."""
 
     def __init__(self, log: Path, *command: str) -> None:
-        self.log = log
+        self.log, self._interrupted = log, False
         environment = {**os.environ, 'ROS_LOG_DIR': str(log.parent), 'OMP_NUM_THREADS': '1'}
         with log.open('wb') as file:
             self.child = subprocess.Popen(
@@ -76,11 +77,15 @@ class Process:
         fields = {pid: fields_of(pid) for pid in pids}
         return [p for p, f in fields.items() if f and f[3] == str(self.child.pid) and f[0] != 'Z']
 
+    def interrupt(self) -> None:
+        """Send SIGINT, once: a second one ends a node at once."""
+        if self.child.poll() is None and not self._interrupted:
+            self.child.send_signal(signal.SIGINT)
+        self._interrupted = True
+
     def end(self) -> int:
         """Have it end by SIGINT, else kill it; return its status."""
-        if self.child.poll() is None:
-            self.child.send_signal(signal.SIGCONT)
-            self.child.send_signal(signal.SIGINT)
+        self.interrupt()
         try:
             return self.child.wait(WAIT_S)
         except subprocess.TimeoutExpired:
@@ -111,11 +116,13 @@ def tracker(log: Path, *words: str, **parameters: object) -> Process:
 class Peer:
     """A node in a context of its own; `until` spins it until something holds."""
 
+    count = itertools.count()
+
     def __init__(self) -> None:
         use_shared_memory_profile()
         self.context = rclpy.Context()
         rclpy.init(context=self.context)
-        self.node = Node('peer', context=self.context)
+        self.node = Node(f'peer_{next(Peer.count)}', context=self.context)
         self.executor = SingleThreadedExecutor(context=self.context)
         self.executor.add_node(self.node)
         self.processes: list[Process] = []
@@ -176,7 +183,7 @@ class Camera:
         self.outcomes: list[str] = []
         self.states: list[str] = []
         self.flow: dict[str, float] = {}
-        self.summaries = 0
+        self.summaries, self.summary_ns = 0, 0  # how many, and the newest one's stamp
         self._may_pose: set[int] = set()
         self._unreadable = Image(encoding='hsv8', header=Header(frame_id=self.frame_id))
         self._pictures = {i: self._messages(i) for i in self.indices}
@@ -300,6 +307,7 @@ class Camera:
 
     def _on_summary(self, message: DiagnosticArray) -> None:
         self.summaries += 1
+        self.summary_ns = conversions.stamp_ns(message.header.stamp)
         for status in message.status:
             if status.name.endswith(': flow'):
                 self.flow = {pair.key: float(pair.value) for pair in status.values}
@@ -313,6 +321,8 @@ def peer_of(*processes: Process) -> Iterator[Peer]:
     try:
         yield peer
     finally:
+        for process in processes:
+            process.interrupt()
         statuses = [process.end() for process in processes]
         peer.close()
     assert statuses == [0] * len(processes), [process.text() for process in processes]

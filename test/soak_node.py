@@ -18,6 +18,7 @@ import soak_scene
 import torch
 from oracle_rig import OracleRefiner, oracle_networks
 
+from foundationpose_trt.datatypes import CameraIntrinsics
 from foundationpose_trt.pose.estimator import EstimatorSettings, PoseEstimator, RegisterStage
 from foundationpose_trt.pose.object_group import ObjectGroup
 from foundationpose_trt.ros.running import run_nodes
@@ -68,8 +69,13 @@ def build(
         estimator.set_settings([settings_of(changed, iterations)])
         group.set_settings([tracker_settings(changed)])
 
+    def warm_up(intrinsics: CameraIntrinsics) -> None:
+        estimator.set_settings([settings_of(parameters, 1)])  # however long a registration is
+        estimator.warm_up(intrinsics)
+        estimator.set_settings([settings_of(parameters, iterations)])
+
     found = NamedObject(mesh.name, mesh.name, parameters.tf_frame_name, mesh=mesh)
-    return BuiltTracker(group, (found,), estimator.warm_up, 'an oracle', apply)
+    return BuiltTracker(group, (found,), warm_up, 'an oracle', apply)
 
 
 def main(arguments: Sequence[str]) -> int:

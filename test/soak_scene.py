@@ -7,6 +7,7 @@ was made from another image than that of its stamp is seen to be wrong.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import oracle_rig
@@ -40,6 +41,7 @@ def mesh() -> ObjectMesh:
     )
 
 
+@cache
 def pose(index: int) -> np.ndarray:
     """camera_from_object (4, 4): on a circle, one step of 7.8 mm per index."""
     angle = 2 * np.pi * index / POSES

@@ -21,7 +21,7 @@ import rclpy
 from foundationpose_trt.ros.dds import PROFILE_PATH, profile_variables
 from foundationpose_trt.ros.detector_parameters import DetectorParameters
 from foundationpose_trt.ros.parameters import declare
-from foundationpose_trt.ros.pipeline_node import DETECTOR, TRACKER, arguments_of
+from foundationpose_trt.ros.pipeline_node import DETECTOR, TRACKER, sections
 from foundationpose_trt.ros.player_parameters import PlayerParameters
 from foundationpose_trt.ros.tracker_parameters import TrackerParameters
 
@@ -200,7 +200,7 @@ def test_pipeline_launch_gives_each_node_of_one_process_its_parameters(launch_fi
     expected = {DETECTOR: OF_DETECTOR, TRACKER: OF_TRACKER}
     for part, values in expected.items():
         probe = rclpy.create_node(
-            'probe', context=context, cli_args=arguments_of(part, words), namespace='a/b'
+            'probe', context=context, cli_args=dict(sections(words))[part], namespace='a/b'
         )
         assert declare(probe, type(values)) == values
         assert probe.get_namespace() == '/a/b'
@@ -239,21 +239,15 @@ def test_pipeline_launch_names_a_bad_argument(launch_file, name, value):
         pipeline_nodes(launch_file, **{name: value})
 
 
-def test_arguments_for_one_node_end_at_the_next_word_of_that_kind():
+def test_every_node_named_is_one_with_arguments_of_its_own():
     words = [
-        'exe',
-        '--detector',
-        '-p',
-        'a:=1',
-        '--tracker',
-        '-p',
-        'b:=2',
-        '-p',
-        'c:=3',
-        '--ros-args',
-        '-p',
-        'd:=4',
+        'exe', '--detector', '-p', 'a:=1', '--tracker', '-r', '__ns:=/left', '-p', 'c:=3',
+        '--tracker', '-r', '__ns:=/right', '--ros-args', '-p', 'd:=4',
+    ]  # fmt: skip
+    assert sections(words) == [
+        (DETECTOR, ['--ros-args', '-p', 'a:=1']),
+        (TRACKER, ['--ros-args', '-r', '__ns:=/left', '-p', 'c:=3']),
+        (TRACKER, ['--ros-args', '-r', '__ns:=/right']),
     ]
-    assert arguments_of(DETECTOR, words) == ['--ros-args', '-p', 'a:=1']
-    assert arguments_of(TRACKER, words) == ['--ros-args', '-p', 'b:=2', '-p', 'c:=3']
-    assert arguments_of(TRACKER, ['exe', '--ros-args', '-p', 'd:=4']) == ['--ros-args']
+    both = [(DETECTOR, ['--ros-args']), (TRACKER, ['--ros-args'])]
+    assert sections(['exe', '--ros-args', '-p', 'd:=4']) == sections(['exe']) == both

@@ -165,8 +165,8 @@ def test_both_nodes_end_cleanly(run):
 
 def test_a_pipeline_without_a_mesh_ends_with_status_2(model, tmp_path):
     process = start(
-        'pipeline_node', tmp_path / 'log', '--detector', '-p', f'model:={model}', '--ros-args',
-        '-p', 'device:=cpu', '-p', 'exit_on_failure:=true',
+        'pipeline_node', tmp_path / 'log', '--detector', '-p', f'model:={model}', '--tracker',
+        '--ros-args', '-p', 'device:=cpu', '-p', 'exit_on_failure:=true',
     )  # fmt: skip
     assert process.wait(60) == 2
     text = (tmp_path / 'log').read_text()

@@ -1,19 +1,20 @@
-"""Detector and tracker in one process, so that they share one CUDA context.
+"""Detectors and trackers in one process, so that they share one CUDA context.
 
     pipeline_node --detector -p model:=FOLDER --tracker -p mesh_file_path:=FILE --ros-args ...
 
-What follows --ros-args is for both nodes, as is usual; what follows --detector or --tracker,
-written like arguments of ROS, for one of them, and wins.
+Each --detector and each --tracker is one node; what follows it, written like arguments of ROS,
+is for that node and wins. What follows --ros-args is for all of them, as is usual. With neither
+word there is one node of each kind. Several of a kind need namespaces: --tracker -r __ns:=/left.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from foundationpose_trt.ros.detector_node import DetectorNode
 from foundationpose_trt.ros.detector_parameters import DetectorParameters
-from foundationpose_trt.ros.running import run_nodes
+from foundationpose_trt.ros.running import RunnableNode, run_nodes
 from foundationpose_trt.ros.tracker_node import TrackerNode
 from foundationpose_trt.ros.tracker_parameters import TrackerParameters
 
@@ -22,25 +23,32 @@ DETECTOR, TRACKER = '--detector', '--tracker'
 ROS_ARGUMENTS = '--ros-args'
 
 
-def arguments_of(part: str, arguments: Sequence[str]) -> list[str]:
-    """Return the ROS arguments of one node: what follows part up to the next of such words."""
-    found, inside = [ROS_ARGUMENTS], False
+def sections(arguments: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Return DETECTOR or TRACKER and its own ROS arguments for every node to start."""
+    found: list[tuple[str, list[str]]] = []
+    inside: list[str] | None = None
     for word in arguments:
-        if word in (DETECTOR, TRACKER, ROS_ARGUMENTS):
-            inside = word == part
-        elif inside:
-            found.append(word)
-    return found
+        if word in (DETECTOR, TRACKER):
+            inside = [ROS_ARGUMENTS]
+            found.append((word, inside))
+        elif word == ROS_ARGUMENTS:
+            inside = None
+        elif inside is not None:
+            inside.append(word)
+    return found or [(DETECTOR, [ROS_ARGUMENTS]), (TRACKER, [ROS_ARGUMENTS])]
+
+
+def maker(part: str, arguments: list[str]) -> Callable[[], RunnableNode]:
+    """Return what makes one node; the parameters of the other kind are no misspellings."""
+    if part == DETECTOR:
+        return lambda: DetectorNode(siblings=[TrackerParameters], cli_args=arguments)
+    return lambda: TrackerNode(siblings=[DetectorParameters], cli_args=arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `ros2 run foundationpose_trt pipeline_node`."""
     words = sys.argv if arguments is None else arguments
-    makers = (
-        lambda: DetectorNode(siblings=[TrackerParameters], cli_args=arguments_of(DETECTOR, words)),
-        lambda: TrackerNode(siblings=[DetectorParameters], cli_args=arguments_of(TRACKER, words)),
-    )
-    return run_nodes(NAME, makers, arguments)
+    return run_nodes(NAME, [maker(*section) for section in sections(words)], arguments)
 
 
 if __name__ == '__main__':
