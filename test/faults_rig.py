@@ -1,4 +1,4 @@
-"""Nodes as processes, and a peer beside them: cameras that fail on command and check every pose."""
+"""Nodes as processes, and a peer beside them whose cameras fail on command and check poses."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ KINDS = {'camera_info': CameraInfo, 'segmentation': Image, 'depth': Image, 'imag
 
 
 class Process:
-    """A process with a log, in a session of its own."""
+    """A process with a log, in a session of its own; as a context, killed at the end."""
 
     def __init__(self, log: Path, *command: str) -> None:
         self.log, self._interrupted = log, False
@@ -48,6 +48,13 @@ class Process:
                 [sys.executable, *command], stdout=file, stderr=subprocess.STDOUT,
                 env=environment, start_new_session=True,
             )  # fmt: skip
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.child.kill()
+        self.child.wait()
 
     def text(self) -> str:
         return self.log.read_text(errors='replace')

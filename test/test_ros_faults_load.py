@@ -25,8 +25,8 @@ from std_srvs.srv import Trigger
 
 pytestmark = pytest.mark.ros
 SOAK_FRAMES = int(os.environ.get('SOAK_FRAMES', '600'))
-SETTLED_FRAMES = 100
-STORM, AT_ONCE, PAUSE_S = 200, 4, 0.012
+SETTLED_FRAMES = min(100, SOAK_FRAMES // 2)
+STORM, AT_ONCE, PAUSE_S = 200, 4, 0.008
 HZ = 30.0
 DEAF = textwrap.dedent("""
     import os, signal, rclpy
@@ -65,7 +65,7 @@ def camera(rig):
 
 
 def storm(camera, client, requests, **how):
-    """Make two or three calls per frame that is fed, no matter if answered; return the answers."""
+    """Make some calls per frame that is fed, some at a time; return the answers."""
     feed, futures = camera.feed(HZ, **how), []
     for request in requests:
         futures.append(client.call_async(request))
@@ -75,7 +75,7 @@ def storm(camera, client, requests, **how):
     return [future.result() for future in futures]
 
 
-def poses_per_s(camera, seconds=2.0):
+def poses_per_s(camera, seconds=1.5):
     begin, begin_s = len(camera.posed), time.monotonic()
     camera.peer.wait(seconds, camera.feed(HZ))
     return (len(camera.posed) - begin) / (time.monotonic() - begin_s)
@@ -87,16 +87,13 @@ def test_readers_that_never_read_change_no_pose_rate(camera, tmp_path):
     keep_all = QoSProfile(history=HistoryPolicy.KEEP_ALL)
     for kind, topic in ((PoseStamped, 'pose'), (Image, 'debug/pose')):
         blind.node.create_subscription(kind, topic, print, keep_all)
-    deaf = Process(tmp_path / 'deaf.log', '-c', DEAF)  # stopped, it does not even acknowledge
-    try:
+    with Process(tmp_path / 'deaf.log', '-c', DEAF) as deaf:
+        # stopped, it does not even acknowledge
         camera.peer.until(lambda: deaf.stat()[0] == 'T', camera.feed(HZ), START_S)
-        after_hz = poses_per_s(camera, 3.0)
-        # a publisher that waits for its readers does so for 100 ms each time
-        assert before_hz > 15 and after_hz > 0.7 * before_hz, (before_hz, after_hz)
-    finally:
-        deaf.child.kill()
-        deaf.child.wait()
-        blind.close()
+        after_hz = poses_per_s(camera)
+    blind.close()
+    # a publisher that waits for its readers does so for 100 ms each time
+    assert before_hz > 15 and after_hz > 0.7 * before_hz, (before_hz, after_hz)
 
 
 def parameter_calls():
@@ -191,11 +188,11 @@ def test_a_long_run(camera, rig):
     elapsed_s = time.monotonic() - begin_s
     ended = (process.rss_kb(), process.open_files())
     outcomes, poses = camera.outcomes[begin:], len(camera.posed) - posed
-    print(
+    sys.stderr.write(
         f'{SOAK_FRAMES} frames in {elapsed_s:.1f} s, {poses} poses, {len(camera.wrong)} wrong;'
         f' RSS {begun[0] / 1024:.1f} MB after {SETTLED_FRAMES} frames, {ended[0] / 1024:.1f} MB'
-        f' at the end; {begun[1]} and {ended[1]} open files', file=sys.stderr,
-    )  # fmt: skip
+        f' at the end; {begun[1]} and {ended[1]} open files\n'
+    )
     assert outcomes[:-1] == ['OK'] * SOAK_FRAMES and poses == SOAK_FRAMES
     assert ended[0] - begun[0] < 20 * 1024, (begun, ended)
     assert ended[1] <= begun[1], (begun, ended)

@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip('rclpy', reason='ROS 2 (rclpy) is not installed')
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.parameter import Parameter
-from ros_rig import MS, RELIABLE, Rig
+from ros_rig import CAMERA, MS, RELIABLE, Rig
 from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
 
@@ -189,3 +189,19 @@ def test_depth_in_another_frame_is_warned_of_once(make_rig, capfd):
     errors = capfd.readouterr().err
     assert errors.count("depth is in frame 'depth_optical', the image in 'left_optical'") == 1
     assert {m.header.frame_id for m in rig.heard['pose']} == {'left_optical'}
+
+
+@pytest.mark.parametrize(
+    ('values', 'label', 'warned'), [((1, 2), 0, True), ((1, 2), 2, False), ((255, 255), 0, False)]
+)
+def test_a_label_image_of_several_objects_is_not_taken_for_one_mask_silently(
+    make_rig, capfd, values, label, warned
+):
+    rig = make_rig(mask_label=label)
+    rig.send('camera_info', START_NS)
+    rig.send('segmentation', START_NS, data=bytes(values) * (CAMERA.width * CAMERA.height // 2))
+    rig.send('depth', START_NS)
+    rig.send('image', START_NS)
+    rig.until(lambda: rig.heard['pose'])
+    text = 'the segmentation shows 2 objects, values [1, 2], and mask_label is 0'
+    assert (text in capfd.readouterr().err) is warned

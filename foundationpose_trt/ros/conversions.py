@@ -115,6 +115,14 @@ def mask_array(message: Image, label: int = 0) -> np.ndarray:
     return values == label if label else values != 0
 
 
+def mask_labels(message: Image) -> list[int]:
+    """Return the values other than 0 that a mono8 segmentation shows, [] for other encodings."""
+    if message.encoding not in ('mono8', '8UC1'):
+        return []
+    counts = np.bincount(_single_channel(message).ravel(), minlength=256)
+    return [int(value) for value in np.flatnonzero(counts) if value]
+
+
 def intrinsics_from_message(message: CameraInfo) -> CameraIntrinsics:
     """Return K of a camera_info; the image must be rectified (distortion is not applied).
 

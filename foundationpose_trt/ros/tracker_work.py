@@ -28,6 +28,8 @@ from foundationpose_trt.ros.tracker_outputs import TrackerOutputs
 if TYPE_CHECKING:
     from foundationpose_trt.ros.image_node import ImageNode
 
+MOST_LABELS = 16  # more values than this are a soft mask, not objects
+
 
 @dataclass(frozen=True)
 class Drawing:
@@ -159,11 +161,22 @@ class TrackerWork:
             except RejectedMessage as error:
                 self._node.reject(error)
                 return None
+            if single and label == 0:
+                self._compare_labels(frames)
             if single or mask.any():  # of one object, the estimator names what is wrong
                 return index, mask
             empty[index] = Outcome.EMPTY_MASK
         self._finish_frame(empty)
         return None
+
+    def _compare_labels(self, frames: FrameSet) -> None:
+        """Warn of a label image of several objects that is taken for one mask."""
+        labels = conversions.mask_labels(frames.segmentation)
+        if 1 < len(labels) <= MOST_LABELS and self._node.trouble.note('SEVERAL_LABELS'):
+            self._node.get_logger().warning(
+                f'the segmentation shows {len(labels)} objects, values {labels}, and mask_label is'
+                ' 0: all are taken for the one that is tracked; set mask_label to its value'
+            )
 
     def _sought(self) -> list[int]:
         return [k for k in range(len(self.built.objects)) if self.group.seeking(k)]
