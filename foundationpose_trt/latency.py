@@ -81,7 +81,7 @@ class RollingWindow:
     def __init__(
         self,
         seconds: float,
-        capacity: int = 4096,
+        capacity: int = 16384,  # two minutes at 120 Hz
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self.seconds = seconds

@@ -67,8 +67,8 @@ def generate_launch_description() -> LaunchDescription:
         ),
         DeclareLaunchArgument('namespace', default_value='', description='namespace of the nodes'),
         DeclareLaunchArgument(
-            'use_sim_time', default_value='false', choices=['true', 'false'],
-            description='take the time from /clock',
+            'use_sim_time', default_value=NOT_GIVEN, choices=['true', 'false', NOT_GIVEN],
+            description='take the time from /clock; empty: as the parameter file',
         ),
     ]  # fmt: skip
     for node in (DETECTOR, TRACKER):
@@ -99,7 +99,8 @@ def generate_launch_description() -> LaunchDescription:
 def make_nodes(context: LaunchContext) -> list[Action]:
     """Make one process or two; only arguments that were given override the parameter files."""
     overrides = {part: given_values(context, part) for part in (DETECTOR, TRACKER)}
-    use_sim_time = {'use_sim_time': LaunchConfiguration('use_sim_time').perform(context) == 'true'}
+    given = LaunchConfiguration('use_sim_time').perform(context)
+    use_sim_time = {} if given == NOT_GIVEN else {'use_sim_time': given == 'true'}
     shared = {
         'package': PACKAGE,
         'namespace': LaunchConfiguration('namespace'),
@@ -111,9 +112,10 @@ def make_nodes(context: LaunchContext) -> list[Action]:
             Node(
                 executable=f'{part}_node',
                 name=f'{part}_node',
+                # an empty dictionary would become a parameter file that rcl does not read
                 parameters=[
                     LaunchConfiguration(f'{part}_params_file'),
-                    {**values, **use_sim_time},
+                    *([{**values, **use_sim_time}] if values or use_sim_time else []),
                 ],
                 **shared,
             )
@@ -127,7 +129,10 @@ def make_nodes(context: LaunchContext) -> list[Action]:
             arguments += ['-p', f'{name}:={json.dumps(value)}']
     # without a name: it would go to both nodes
     node = Node(
-        executable='pipeline_node', arguments=arguments, parameters=[use_sim_time], **shared
+        executable='pipeline_node',
+        arguments=arguments,
+        parameters=[use_sim_time] if use_sim_time else [],
+        **shared,
     )
     return [node]
 

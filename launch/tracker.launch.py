@@ -41,8 +41,8 @@ def generate_launch_description() -> LaunchDescription:
         ),
         DeclareLaunchArgument('namespace', default_value='', description='namespace of the node'),
         DeclareLaunchArgument(
-            'use_sim_time', default_value='false', choices=['true', 'false'],
-            description='take the time from /clock',
+            'use_sim_time', default_value=NOT_GIVEN, choices=['true', 'false', NOT_GIVEN],
+            description='take the time from /clock; empty: as the parameter file',
         ),
     ]  # fmt: skip
     for name, _, description in OVERRIDES:
@@ -68,13 +68,16 @@ def make_node(context: LaunchContext) -> list[Action]:
     overrides = {
         name: kind(given[name]) for name, kind, _ in OVERRIDES if given[name] != NOT_GIVEN
     }
-    overrides['use_sim_time'] = LaunchConfiguration('use_sim_time').perform(context) == 'true'
+    use_sim_time = LaunchConfiguration('use_sim_time').perform(context)
+    if use_sim_time != NOT_GIVEN:
+        overrides['use_sim_time'] = use_sim_time == 'true'
     node = Node(
         package=PACKAGE,
         executable='tracker_node',
         name='tracker_node',
         namespace=LaunchConfiguration('namespace'),
-        parameters=[LaunchConfiguration('params_file'), overrides],
+        # an empty dictionary would become a parameter file that rcl does not read
+        parameters=[LaunchConfiguration('params_file'), *([overrides] if overrides else [])],
         remappings=[(topic, LaunchConfiguration(f'{topic}_topic')) for topic in TOPICS],
         output='screen',
     )

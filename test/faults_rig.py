@@ -33,6 +33,8 @@ WAIT_S = 20.0  # for what takes a fraction of a second on a machine that is not 
 START_S = 90.0  # for a process that imports torch on such a machine
 MS, S = 1_000_000, 1_000_000_000
 SOAK_NODE = str(Path(__file__).with_name('soak_node.py'))
+SLOP_MS = 2.0
+APART_NS = 5 * MS  # frames at least, beyond the slop
 UNREADABLE = 'UNKNOWN_ENCODING'
 KINDS = {'camera_info': CameraInfo, 'segmentation': Image, 'depth': Image, 'image': Image}
 
@@ -113,8 +115,7 @@ def tracker(log: Path, *words: str, **parameters: object) -> Process:
     values = {
         'mesh_file_path': 'painted', 'device': 'cpu', 'warm_up_width': 160,
         'warm_up_height': 120, 'track_refine_iterations': 1,
-        'sync_slop_ms': 2.0,  # frames may follow each other quicker than a camera's
-        **parameters,
+        'sync_slop_ms': SLOP_MS, **parameters,
     }  # fmt: skip
     given = [word for name, value in values.items() for word in ('-p', f'{name}:={value}')]
     return Process(log, SOAK_NODE, *words, '--ros-args', *given)
@@ -133,6 +134,7 @@ class Peer:
         self.executor = SingleThreadedExecutor(context=self.context)
         self.executor.add_node(self.node)
         self.processes: list[Process] = []
+        self.cameras: list[Camera] = []
 
     def until(
         self,
@@ -143,11 +145,14 @@ class Peer:
         """Spin, and feed meanwhile."""
         end_s = time.monotonic() + timeout_s
         while not holds():
-            assert time.monotonic() < end_s, 'in vain: ' + '\n'.join(
-                p.text()[-2000:] for p in self.processes
-            )
+            assert time.monotonic() < end_s, f'in vain: {self.told()}'
             feed()
             self.executor.spin_once(timeout_sec=0.005)
+
+    def told(self) -> str:
+        """What was heard last, and what the processes wrote."""
+        lines = [f'{c.namespace}: {c.states[-3:]}, {c.outcomes[-5:]}' for c in self.cameras]
+        return '\n'.join(lines + [process.text()[-2000:] for process in self.processes])
 
     def wait(self, seconds: float, feed: Callable[[], None] = lambda: None) -> None:
         """Spin for a time: where nothing may happen, there is no condition to wait for."""
@@ -179,6 +184,7 @@ class Camera:
 
     def __init__(self, peer: Peer, namespace: str = '', first: int = 0) -> None:
         self.peer, self.namespace = peer, namespace
+        peer.cameras.append(self)
         self.frame_id = f'{namespace.replace("/", "_")}_optical'
         self.indices = [(first + k) % soak_scene.POSES for k in range(soak_scene.POSES)]
         self.now_ns: Callable[[], int] = lambda: peer.node.get_clock().now().nanoseconds
@@ -234,7 +240,8 @@ class Camera:
         def feed() -> None:
             now_s = time.monotonic()
             if now_s >= due_s[0]:
-                due_s[0] = max(due_s[0] + 1 / rate_hz, now_s)  # what was missed is not made up
+                # what was missed is not made up
+                due_s[0] = max(due_s[0] + 1 / rate_hz, now_s + 0.5 / rate_hz)
                 self.send(**how)
 
         return feed
@@ -250,7 +257,7 @@ class Camera:
         A stamp that was sent already keeps its truth: another picture under it must not count.
         """
         index = self.indices[len(self.sent) % len(self.indices)]
-        stamp_ns = self.now_ns() + self.shift_ns if stamp_ns is None else stamp_ns
+        stamp_ns = self._next_stamp() if stamp_ns is None else stamp_ns
         self.sent.append(stamp_ns)
         if stamp_ns not in self.truth:
             self.truth[stamp_ns] = index
@@ -261,6 +268,12 @@ class Camera:
                 message.header.stamp = conversions.stamp_message(stamp_ns)
                 self.out[topic].publish(message)
         return stamp_ns
+
+    def _next_stamp(self) -> int:
+        """Now, but never so near the last one that halves of the two could be paired."""
+        stamp_ns = self.now_ns() + self.shift_ns
+        ahead_ns = stamp_ns - self.sent[-1] if self.sent else APART_NS
+        return self.sent[-1] + APART_NS if -S < ahead_ns < APART_NS else stamp_ns
 
     def step(self, masked: bool = False, **how: Any) -> int:
         """Send a picture and wait until the tracker said what became of it; return the stamp."""

@@ -65,18 +65,23 @@ class ScriptedGroup:
     def any_seeking(self):
         return any(self.seeking(index) for index in range(len(self.states)))
 
-    def lose(self, index=0, reason='LOW_SUPPORT'):
+    def lose(self, reason):
+        for k, state in enumerate(self.states):
+            if state is TrackingState.TRACKING:
+                self.lose_one(k, reason)
+
+    def lose_one(self, index=0, reason='LOW_SUPPORT'):
         self.states[index], self.reasons[index] = TrackingState.LOST, reason
 
-    def reset(self, index=None):
+    def reset(self, index=None, reason='RESET'):
         self.resets += 1
         for k in range(len(self.states)):
-            self.states[k], self.reasons[k] = TrackingState.SEARCHING, 'RESET'
+            self.states[k], self.reasons[k] = TrackingState.SEARCHING, reason
 
     def request_registration(self, index=None):
         self.requested = set(range(len(self.states)))
 
-    def track(self, frame):
+    def track(self, frame, only=None):
         self._take(frame, False)
         tracked = [k for k, s in enumerate(self.states) if s is TrackingState.TRACKING]
         return {k: self._step(frame, k, 'track') for k in tracked}

@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip('rclpy', reason='ROS 2 (rclpy) is not installed')
 import detector_rig
 import soak_scene
-from faults_rig import MS, RELIABLE, START_S, Camera, Process, S, peer_of, tracker
+from faults_rig import MS, RELIABLE, SLOP_MS, START_S, Camera, Process, S, peer_of, tracker
 from rosgraph_msgs.msg import Clock
 from std_srvs.srv import Trigger
 
@@ -93,7 +93,7 @@ def model(tmp_path_factory):
 def detector(log, model, namespace):
     parameters = {
         'model': model, 'objects': '[can]', 'device': 'cpu', 'warm_up_width': 160,
-        'warm_up_height': 120, 'sync_slop_ms': 2.0,
+        'warm_up_height': 120, 'sync_slop_ms': SLOP_MS,
     }  # fmt: skip
     words = [word for name, value in parameters.items() for word in ('-p', f'{name}:={value}')]
     return Process(

@@ -54,9 +54,9 @@ class Camera:
 def slowed(rig, seconds):
     track = rig.group.track
 
-    def slow(frame):
+    def slow(frame, only=None):
         time.sleep(seconds)
-        return track(frame)
+        return track(frame, only)
 
     rig.group.track = slow
 

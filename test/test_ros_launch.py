@@ -90,9 +90,17 @@ def test_tracker_launch_starts_the_node_with_only_what_was_given(launch_file):
     assert node.kwargs['executable'] == 'tracker_node'
     file, overrides = node.kwargs['parameters']
     assert file.args == ('params_file',)
-    expected = {'mesh_file_path': '/m.obj', 'mesh_scale': 1.0, 'use_sim_time': False}
+    expected = {'mesh_file_path': '/m.obj', 'mesh_scale': 1.0}
     assert overrides == expected and isinstance(overrides['mesh_scale'], float)
     assert {name for name, *_ in module.OVERRIDES} <= field_names(TrackerParameters)
+
+
+def test_nothing_is_overridden_where_nothing_was_given(launch_file):
+    module, entities = launch_file('tracker')
+    (node,) = module.make_node(defaults(entities))
+    assert [file.args for file in node.kwargs['parameters']] == [('params_file',)]
+    for node in pipeline_nodes(launch_file, one_process='false'):
+        assert len(node.kwargs['parameters']) == 1
 
 
 def test_tracker_launch_remaps_every_input_by_argument(launch_file):
@@ -207,13 +215,13 @@ def test_pipeline_launch_gives_each_node_of_one_process_its_parameters(launch_fi
 
 
 def test_pipeline_launch_starts_two_processes_on_request(launch_file):
-    nodes = pipeline_nodes(launch_file, **PIPELINE, one_process='false')
+    nodes = pipeline_nodes(launch_file, **PIPELINE, one_process='false', use_sim_time='true')
     for node, expected in zip(nodes, (OF_DETECTOR, OF_TRACKER), strict=True):
         part = type(expected).__name__.removesuffix('Parameters').lower()
         assert node.kwargs['executable'] == node.kwargs['name'] == f'{part}_node'
         file, overrides = node.kwargs['parameters']
         assert file.args == (f'{part}_params_file',)
-        assert overrides.pop('use_sim_time') is False
+        assert overrides.pop('use_sim_time') is True
         as_lists = {name: list(v) if isinstance(v, list) else v for name, v in overrides.items()}
         values = dataclasses.asdict(expected)
         assert as_lists == {

@@ -12,12 +12,13 @@ import pytest
 
 pytest.importorskip('rclpy', reason='ROS 2 (rclpy) is not installed')
 import rclpy
+import torch
 from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from rclpy.parameter import Parameter
 from ros_rig import MS, Rig
 
-from foundationpose_trt.ros import tracker_node
+from foundationpose_trt.ros import image_node, tracker_node
 from foundationpose_trt.ros.tracker_node import TrackerNode
 
 pytestmark = pytest.mark.ros
@@ -83,6 +84,7 @@ def test_deactivate_stops_the_intake_and_activate_begins_anew(make_rig):
     rig.until(lambda: rig.heard['pose'])
     assert change(rig, Transition.TRANSITION_DEACTIVATE)
     assert '/image' not in subscribed(rig)
+    rig.until(lambda: rig.values('state')[-1] == 'INACTIVE: DEACTIVATED')
     rig.out['image'].publish(rig.message('image', rig.heard['pose'][0].header))
     rig.spin(0.2)
     assert len(rig.group.seen) == 1
@@ -171,6 +173,46 @@ def test_the_warm_up_is_reported_to_who_comes_later(make_rig):
     rig.until(lambda: rig.heard['latency/warm_up_ms'])
 
 
+def test_an_activate_that_fails_says_why_leaves_nothing_and_may_be_tried_again(make_rig, capfd):
+    wrong = {'qos_overrides./image.subscription.reliability': 'sometimes'}
+    rig = make_rig(connect=False, **wrong)
+    assert rig.node.configured and not rig.node.active
+    errors = capfd.readouterr().err
+    assert 'cannot activate' in errors and 'reliability' in errors
+    assert state(rig) == State.PRIMARY_STATE_INACTIVE
+    assert not subscribed(rig) and not rig.node._worker._thread.is_alive()
+    assert not [s for s in rig.node.services if s.service_name.endswith(('reset', 'pause'))]
+
+
+def test_a_gpu_that_is_full_is_a_refusal_and_no_bug(make_rig):
+    def build(*_):
+        raise torch.cuda.OutOfMemoryError('CUDA out of memory')
+
+    rig = make_rig(connect=False, build=build)
+    assert rig.node.refusal == 'CUDA out of memory' and rig.node.finished() is False
+    assert state(rig) == State.PRIMARY_STATE_UNCONFIGURED
+
+
+def test_a_frame_that_outlasts_deactivate_says_nothing_in_the_next_run(make_rig, monkeypatch):
+    monkeypatch.setattr(image_node, 'END_S', 0.3)
+    rig = make_rig()
+    rig.send('camera_info', START_NS)
+    rig.group.hold = True
+    rig.frame(START_NS, mask=True)
+    rig.until(lambda: rig.group.seen)
+    assert not change(rig, Transition.TRANSITION_DEACTIVATE)
+    assert state(rig) in (State.PRIMARY_STATE_UNCONFIGURED, State.PRIMARY_STATE_FINALIZED)
+    rig.group.permits.release(5)
+    rig.spin(0.3)
+    assert not rig.heard['pose'] and not rig.node.outcomes
+
+
+def test_names_of_objects_have_parameters_before_the_first_configure(make_rig):
+    rig = make_rig(connect=False, objects=('mug',), autostart=False)
+    setting = Parameter('mug.mesh_scale', value=0.001)
+    assert rig.node.set_parameters([setting])[0].successful
+
+
 def unconfigured_topics():
     context = rclpy.Context()
     rclpy.init(context=context)
@@ -200,6 +242,10 @@ def test_with_exit_on_failure_the_executable_ends_with_status_2():
 def test_build_only_ends_with_status_2_where_nothing_can_be_built():
     done = run('mesh_file_path:=/no/such.obj', 'build_only:=true')
     assert done.returncode == 2, done.stderr
+
+
+def test_build_only_ends_with_status_2_where_a_parameter_is_wrong():
+    assert run('build_only:=true').returncode == 2
 
 
 def test_a_value_of_another_type_ends_it_with_status_2():

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import trimesh
 
 pytest.importorskip('rclpy', reason='ROS 2 (rclpy) is not installed')
 from ros_rig import CAMERA, MS, Rig
@@ -15,7 +16,8 @@ from test_detection_messages import message
 from foundationpose_trt.datatypes import Frame
 from foundationpose_trt.ros import detection_messages
 from foundationpose_trt.ros.conversions import header_message
-from foundationpose_trt.ros.tracker_factory import NamedObject
+from foundationpose_trt.ros.tracker_factory import NamedObject, named_objects
+from foundationpose_trt.ros.tracker_parameters import ObjectParameters, TrackerParameters
 from foundationpose_trt.ros.transforms import transform_message
 
 pytestmark = pytest.mark.ros
@@ -77,7 +79,7 @@ def test_an_object_lost_is_sought_while_the_others_are_tracked(make_rig):
         labelled(rig, START_NS + k * 33 * MS, 1, 2, 3)
         rig.until(lambda: len(rig.heard['mug/pose']) == k + 1)  # noqa: B023
     rig.until(lambda: rig.heard['can/pose'] and rig.heard['drill/pose'])
-    rig.group.lose(1)
+    rig.group.lose_one(1)
     rig.frame(START_NS + 99 * MS)
     rig.until(lambda: rig.values('drill/state')[-1] == 'LOST: LOW_SUPPORT')
     labelled(rig, START_NS + 132 * MS, 1, 2, 3)
@@ -112,6 +114,19 @@ def test_names_that_cannot_be_topics_are_refused(tmp_path, monkeypatch, capfd):
     rig = Rig(connect=False, objects=('a mug',))
     assert not rig.node.configured and "objects has 'a mug'" in capfd.readouterr().err
     rig.close()
+
+
+@pytest.mark.parametrize('field', ['mask_label', 'tf_frame_name'])
+def test_two_objects_may_not_share_a_label_or_a_frame(tmp_path, field):
+    path = tmp_path / 'box.ply'
+    trimesh.creation.box((0.1, 0.1, 0.1)).export(path)
+    value = 2 if field == 'mask_label' else 'thing'
+    nested = {
+        name: ObjectParameters(mesh_file_path=str(path), **{field: value})
+        for name in ('mug', 'drill')
+    }
+    with pytest.raises(ValueError, match=f'mug.{field} and drill.{field} are both {value}'):
+        named_objects(TrackerParameters(objects=('mug', 'drill')), nested)
 
 
 # vision_msgs is not on PyPI: classes with its fields and no others (ros2 branch, the .msg files)

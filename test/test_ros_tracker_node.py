@@ -276,10 +276,11 @@ def test_a_bug_in_the_worker_ends_the_node(make_rig):
 
 def test_a_lost_object_is_told_by_state_and_outcome(make_rig):
     rig = tracking_rig(make_rig)
-    rig.group.lose(reason='LOW_SUPPORT')
+    rig.group.lose_one(reason='LOW_SUPPORT')
     rig.frame(START_NS + 33 * MS)
     rig.until(lambda: rig.outcomes() == ['OK', 'NO_MASK'])
-    assert rig.values('state')[-1] == 'LOST: LOW_SUPPORT' and len(rig.heard['pose']) == 1
+    rig.until(lambda: rig.values('state')[-1] == 'LOST: LOW_SUPPORT')
+    assert len(rig.heard['pose']) == 1
     rig.frame(START_NS + 66 * MS, mask=True)
     rig.until(lambda: rig.stamps() == [START_NS, START_NS + 66 * MS])
 
@@ -316,6 +317,14 @@ def test_inputs_are_newest_only_best_effort_unless_the_user_says_otherwise(make_
     assert {profiles[topic].depth for topic in inputs} == {1}
     assert profiles['/image'].reliability.name == 'BEST_EFFORT'
     assert profiles['/depth'].reliability.name == 'RELIABLE'
+
+
+def test_the_qos_of_what_is_published_may_be_overridden(make_rig):
+    name = 'qos_overrides./pose.publisher.depth'
+    rig = make_rig(**{name: 3})
+    depths = {p.topic_name: p.qos_profile.depth for p in rig.node.publishers}
+    assert depths['/pose'] == 3 and depths['/debug/pose'] == 1
+    assert rig.node.has_parameter('qos_overrides./debug/pose.publisher.reliability')
 
 
 def parameters(tmp_path, **changes):

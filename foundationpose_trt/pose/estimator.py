@@ -269,11 +269,12 @@ class PoseEstimator:
         return torch.full((count,), index, dtype=torch.int32, device=self.device)
 
     def upload_ms(self) -> float | None:
-        """Return how long copying a frame to the device took, in milliseconds; None before any.
+        """Return how long copying a frame to the device took, in milliseconds, each time once.
 
-        On CUDA by events and without waiting for them, so of a frame or more before.
+        On CUDA by events and without waiting for them, so of a frame or more before; None where
+        there is nothing new.
         """
-        return None if self._uploader is None else self._uploader.timer.last_ms()
+        return None if self._uploader is None else self._uploader.timer.take_ms()
 
     def _uploader_for(self, size: tuple[int, ...]) -> Uploader:
         if self._uploader is None or self._uploader.size != size:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,6 +11,8 @@ import numpy as np
 
 from ..datatypes import Frame, Outcome, PoseEstimate, TrackingState, require
 from .tracker import ObjectTracker, TrackerSettings, TrackingStep
+
+MOST_EXCUSED_S = 10.0  # of a registration of another object: a pose older than that is no start
 
 
 class GroupEstimator(Protocol):
@@ -59,11 +61,13 @@ class ObjectGroup:
     """Follows the objects of an estimator, each with a state machine of its own (ObjectTracker).
 
     Objects are named by their places in estimator.meshes. Call track() with every frame and
-    register() where there is a mask of an object that is seeking(). Not thread-safe.
+    register() where there is a mask of an object that is seeking(). Not thread-safe. clock_s: in
+    seconds, of the same pace as the frames' stamps; tells how long registrations take.
     """
 
     def __init__(self, estimator: GroupEstimator, settings: Sequence[TrackerSettings]) -> None:
         """settings: one per object; raises ValueError for another number of them."""
+        self.clock_s: Callable[[], float] = time.perf_counter
         self.estimator = estimator
         self._requested: set[int] = set()
         self._require_one_each(settings)
@@ -108,15 +112,18 @@ class ObjectGroup:
         """Whether any object is seeking()."""
         return any(self.seeking(index) for index in range(len(self._trackers)))
 
-    def track(self, frame: Frame) -> dict[int, TrackingStep]:
+    def track(self, frame: Frame, only: Collection[int] | None = None) -> dict[int, TrackingStep]:
         """Track all objects that have a pose, as one batch whose time every step carries.
+
+        only: those of them that did not see this frame yet.
 
         An object whose pose cannot be tracked from any more (ObjectTracker.begin) comes with
         outcome EXPIRED and stage 'idle'; objects that had no pose are left out.
         """
         start = time.perf_counter()
-        tracked = [i for i, state in enumerate(self.states) if state is TrackingState.TRACKING]
-        begun = {index: tracker.begin(frame) for index, tracker in enumerate(self._trackers)}
+        chosen = range(len(self._trackers)) if only is None else only
+        tracked = [i for i in chosen if self.states[i] is TrackingState.TRACKING]
+        begun = {index: self._trackers[index].begin(frame) for index in chosen}
         last = {index: pose for index, pose in begun.items() if pose is not None}
         raw = self.estimator.track_all(frame, last) if last else {}
         estimates = {i: self._trackers[i].judge_track(frame, raw[i]) for i in last}
@@ -140,15 +147,16 @@ class ObjectGroup:
         towards the timeout of what is tracked. Raises ValueError for an unknown index and a mask
         of another size than the frame.
         """
-        tracker, start = self._tracker(index), time.perf_counter()
+        tracker, start_s, began_s = self._tracker(index), time.perf_counter(), self.clock_s()
         estimate = self.estimator.register(frame, mask, index)
-        elapsed_s = time.perf_counter() - start
-        for waiting in self._trackers:
-            waiting.excuse(elapsed_s)
+        elapsed_ms = (time.perf_counter() - start_s) * 1e3
         estimate = tracker.judge_registration(frame, estimate)
+        took_s = max(0.0, self.clock_s() - began_s)
+        for waiting in self._trackers:
+            waiting.excuse(took_s if waiting is tracker else min(took_s, MOST_EXCUSED_S))
         if estimate.outcome is Outcome.OK:
             self._requested.discard(index)
-        return TrackingStep(tracker.state, estimate, 'register', elapsed_s * 1e3)
+        return TrackingStep(tracker.state, estimate, 'register', elapsed_ms)
 
     def request_registration(self, index: int | None = None) -> None:
         """Ask for a new registration of one object, or of all, without giving up its track.
@@ -165,13 +173,18 @@ class ObjectGroup:
         self._tracker(index).start_from(camera_from_object)
         self._requested.discard(index)
 
-    def reset(self, index: int | None = None) -> None:
+    def reset(self, index: int | None = None, reason: str = 'RESET') -> None:
         """Forget one object, or all, and search again.
 
         Raises ValueError for an unknown index.
         """
         for chosen in self._chosen(index):
-            self._trackers[chosen].reset()
+            self._trackers[chosen].reset(reason)
+
+    def lose(self, reason: str) -> None:
+        """Give up what is tracked: LOST, for this reason."""
+        for tracker in self._trackers:
+            tracker.lose(reason)
 
     def _chosen(self, index: int | None) -> range:
         if index is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -30,6 +31,11 @@ def symmetry_rotations(axes: Sequence[str]) -> tuple[tuple[float, ...], ...]:
     as those of a sphere do.
     """
     require(not isinstance(axes, str), f'symmetry axes are "{axes}", must be a list: ["{axes}"]')
+    return _rotations(tuple(axes))
+
+
+@lru_cache(maxsize=64)  # parameters are checked over and over
+def _rotations(axes: tuple[str, ...]) -> tuple[tuple[float, ...], ...]:
     generators = [_turn(*_parsed(word)) for word in axes]
     group = _generated(generators)
     require(

@@ -110,18 +110,21 @@ class ObjectTracker:
         self._newest_ns: int | None = None  # of the frame that came last
         self._accepted_ns: int | None = None  # of the frame that the last pose is of
         self._excused_s = 0.0  # by which it may be older than timeout_s
-        self._just_begun = False  # no frame was tracked yet
         self._below_gate = self._since_score = 0
 
-    def reset(self) -> None:
+    def reset(self, reason: str = 'RESET') -> None:
         """Forget the object and search again."""
-        self._forget(TrackingState.SEARCHING, 'RESET')
+        self._forget(TrackingState.SEARCHING, reason)
+
+    def lose(self, reason: str) -> None:
+        """Give the track up, if there is one: the object is LOST for this reason."""
+        if self._last is not None:
+            self._forget(TrackingState.LOST, reason)
 
     def start_from(self, camera_from_object: np.ndarray) -> None:
         """Begin tracking from a known pose (4, 4), metres."""
         self._forget(TrackingState.TRACKING, 'STARTED')
         self._last = np.asarray(camera_from_object, np.float64)
-        self._just_begun = True
 
     def step(self, frame: Frame, mask: np.ndarray | None) -> TrackingStep:
         """Process one frame; mask (H, W) non-zero = object, needed only while not TRACKING."""
@@ -136,22 +139,24 @@ class ObjectTracker:
         if last is not None:
             return 'track', self.judge_track(frame, self.estimator.track(frame, last))
         if mask is not None:
-            return 'register', self.judge_registration(frame, self.estimator.register(frame, mask))
+            start = time.perf_counter()
+            estimate = self.judge_registration(frame, self.estimator.register(frame, mask))
+            self.excuse(time.perf_counter() - start)
+            return 'register', estimate
         return 'idle', PoseEstimate(Outcome.EXPIRED if was_tracking else Outcome.NO_MASK)
 
     def begin(self, frame: Frame) -> np.ndarray | None:
         """Return the pose (4, 4) to track from on this frame, None when there is none.
 
         A pose that is too old, or of a time to come, is given up: the state is LOST then. The
-        first frame after a registration or start_from() may be of any later time, since a
-        registration takes seconds on a CPU.
+        pose of start_from() is of the first frame.
         """
         expiry = self._expiry(frame.stamp_ns)
         if expiry is not None:
             self._forget(TrackingState.LOST, expiry)
         if self._last is not None and self._accepted_ns is None:
             self._accepted_ns = frame.stamp_ns  # the pose of start_from is of its first frame
-        self._newest_ns, self._just_begun = frame.stamp_ns, False
+        self._newest_ns = frame.stamp_ns
         return self._last
 
     def _expiry(self, stamp_ns: int) -> str | None:
@@ -160,7 +165,7 @@ class ObjectTracker:
             return None
         if self._newest_ns is not None and self._newest_ns - stamp_ns > JUMP_BACK_NS:
             return 'TIME_JUMPED_BACK'
-        if self._just_begun or self._accepted_ns is None or self.settings.timeout_s == 0:
+        if self._accepted_ns is None or self.settings.timeout_s == 0:
             return None
         allowed_ns = (self.settings.timeout_s + self._excused_s) * 1e9
         return 'TIMEOUT' if stamp_ns - self._accepted_ns > allowed_ns else None
@@ -172,7 +177,8 @@ class ObjectTracker:
     def judge_registration(self, frame: Frame, estimate: PoseEstimate) -> PoseEstimate:
         """Take over what the estimator registered on a frame, if it passes the gate.
 
-        Returns the estimate, or the named failure; that leaves pose, state and reason alone.
+        Returns the estimate, or the named failure; that leaves pose, state and reason alone. How
+        long it took is to be excused afterwards.
         """
         limits = self.settings
         estimate = gated(
@@ -187,7 +193,6 @@ class ObjectTracker:
             self._forget(TrackingState.TRACKING, 'REGISTERED')
             self._last = estimate.camera_from_object
             self._newest_ns = self._accepted_ns = frame.stamp_ns
-            self._just_begun = True
         return estimate
 
     def judge_track(self, frame: Frame, estimate: PoseEstimate) -> PoseEstimate:

@@ -49,5 +49,5 @@ class CameraNodeParameters:
         5.0, 'warn when an announced topic is silent for this long', 's', (0.5, 3600.0)
     )
     latency_window_s: float = parameter(
-        10.0, 'how many seconds the percentiles of latency/summary look back', 's', (1.0, 600.0)
+        10.0, 'how many seconds the percentiles of latency/summary look back', 's', (1.0, 120.0)
     )

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 from rclpy.node import Node
 from sensor_msgs.msg import Image
 
-from foundationpose_trt.ros.qos import NEWEST_IMAGE_QOS
+from foundationpose_trt.ros.qos import NEWEST_DEPTH, reliable_publisher
 from foundationpose_trt.ros.worker import NewestWorker
 
 Item = TypeVar('Item')
@@ -27,7 +27,7 @@ class DebugImage(Generic[Item]):
         self.enabled = enabled
         self._node = node
         self._draw = draw
-        self._publisher = node.create_publisher(Image, topic, NEWEST_IMAGE_QOS)
+        self._publisher = reliable_publisher(node, Image, topic, NEWEST_DEPTH)
         self._worker: NewestWorker[Item] = NewestWorker(self._handle)
         self._worker.start()
 
@@ -40,9 +40,9 @@ class DebugImage(Generic[Item]):
         """Raise WorkerFailed if drawing raised."""
         self._worker.raise_failure()
 
-    def stop(self) -> bool:
+    def stop(self, timeout_s: float = 1.0) -> bool:
         """Draw nothing more; returns False when the thread still runs."""
-        return self._worker.stop(timeout_s=1.0)
+        return self._worker.stop(timeout_s)
 
     def destroy(self) -> None:
         """Stop, and take the topic off the graph."""

@@ -78,10 +78,10 @@ class DetectorNode(ImageNode):
             self._debug.raise_failure()
         return super().finished()
 
-    def close(self) -> bool:
+    def close(self, timeout_s: float = 0.0) -> bool:
         """As ImageNode's; the thread that draws ends too."""
-        drawn = self._debug is None or self._debug.stop()
-        return super().close() and drawn
+        drawn = self._debug is None or self._debug.stop(0.0)
+        return super().close(timeout_s) and drawn
 
     # Transitions.
 
@@ -149,6 +149,7 @@ class DetectorNode(ImageNode):
         if not self._rate.lets_through(time.monotonic()):
             self._drops['over_rate'] += 1
             return
+        self.ledger.meet(image_stamp_ns(job.image))
         displaced = self._worker.offer(job)
         if displaced is not None and displaced.image is not None:
             self.ledger.drop(image_stamp_ns(displaced.image))
@@ -189,7 +190,7 @@ class DetectorNode(ImageNode):
         if self.stopping or self._outputs is None or self._debug is None:
             return
         self.note('detector_ms', (time.perf_counter() - start_s) * 1e3)
-        upload_ms = self._detecting.upload_timer.last_ms()
+        upload_ms = self._detecting.upload_timer.take_ms()
         if upload_ms is not None:
             self.note('detector_upload_ms', upload_ms)
         names = [str(self._classes[column]) for column in detections.columns]

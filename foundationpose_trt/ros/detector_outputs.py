@@ -13,7 +13,12 @@ from std_msgs.msg import Header, String
 from foundationpose_trt.detection.postprocess import Detections
 from foundationpose_trt.ros.conversions import image_message, stamp_ns
 from foundationpose_trt.ros.detection_messages import detection_array, vision_messages
-from foundationpose_trt.ros.qos import NEWEST_IMAGE_QOS, RESULT_QOS
+from foundationpose_trt.ros.qos import (
+    NEWEST_DEPTH,
+    RESULT_DEPTH,
+    RESULT_QOS,
+    reliable_publisher,
+)
 
 # detector_*: tracker_node has the others of its own in the same namespace
 LATENCIES = (
@@ -34,14 +39,14 @@ class DetectorOutputs:
         self._node = node
         self._note = note
         self._clock = node.get_clock()
-        self._segmentation = node.create_publisher(Image, 'segmentation', NEWEST_IMAGE_QOS)
+        self._segmentation = reliable_publisher(node, Image, 'segmentation', NEWEST_DEPTH)
         self._messages = vision_messages()
         self._detections = None
         if self._messages is None:
             node.get_logger().info('vision_msgs is not installed: no topic detections')
         else:
             kind = self._messages.Detection2DArray
-            self._detections = node.create_publisher(kind, 'detections', RESULT_QOS)
+            self._detections = reliable_publisher(node, kind, 'detections', RESULT_DEPTH)
         self._outcome = node.create_publisher(String, 'detector_outcome', RESULT_QOS)
 
     def publish_found(
@@ -61,7 +66,8 @@ class DetectorOutputs:
 
     def publish_outcome(self, name: str) -> None:
         """Publish how a frame ended: OK, NOTHING_FOUND or a Rejection."""
-        self._outcome.publish(String(data=name))
+        if self._outcome.get_subscription_count():
+            self._outcome.publish(String(data=name))
 
     def destroy(self) -> None:
         """Take the topics off the graph."""

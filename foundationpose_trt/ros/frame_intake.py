@@ -76,6 +76,7 @@ class FrameIntake:
         seeking = self._seeking()
         job = Job(intrinsics, frames)
         if not frames.late_mask:
+            self._ledger.meet(frames.stamp_ns)
             self.newest = job
         elif not seeking or self._ledger.was_dropped(frames.stamp_ns):
             return

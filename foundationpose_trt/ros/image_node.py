@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.clock import Clock, ClockType
 from rclpy.qos import QoSPolicyKind, QoSProfile, ReliabilityPolicy
@@ -15,6 +16,7 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
 
+from foundationpose_trt.datatypes import require
 from foundationpose_trt.latency import Level
 from foundationpose_trt.ros import conversions
 from foundationpose_trt.ros.build_reports import BuildReports
@@ -23,6 +25,7 @@ from foundationpose_trt.ros.health import HealthReports
 from foundationpose_trt.ros.latencies import LatencyTopics, status
 from foundationpose_trt.ros.ledger import FrameLedger
 from foundationpose_trt.ros.managed_node import ManagedNode
+from foundationpose_trt.ros.parameters import current
 from foundationpose_trt.ros.qos import LATCHED_QOS
 from foundationpose_trt.ros.rejections import RejectedMessage, Rejection
 from foundationpose_trt.ros.throttle import EventRate, ThrottledCount
@@ -30,7 +33,6 @@ from foundationpose_trt.ros.worker import NewestWorker
 from foundationpose_trt.runtime.graph_cache import flush_allocator
 
 CHECK_PERIOD_S = 1.0
-CLOSE_S = 1.0  # how long the end of the process waits for the frame in work
 END_S = 60.0  # how long deactivate waits for it: a registration on a CPU takes seconds
 BUDGET = 'budget_'  # parameters budget_<stage>_ms
 INPUT_QOS_OVERRIDES = (
@@ -47,6 +49,7 @@ class ImageNode(ManagedNode):
     listens to in `_inputs` and `_check_inputs`, handles a frame in `_process`.
     """
 
+    refusals = (*ManagedNode.refusals, torch.cuda.OutOfMemoryError)
     latency_names: tuple[str, ...] = ()
     prefix = ''  # of the latencies of this node
 
@@ -71,7 +74,7 @@ class ImageNode(ManagedNode):
     def start(self) -> bool:
         """As ManagedNode's; raises ValueError with build_only, where nobody could mend it."""
         started = super().start()
-        if not started and self.parameters is not None and self.parameters.build_only:
+        if not started and current(self, 'build_only'):
             raise ValueError(self.refusal)
         return started
 
@@ -86,20 +89,19 @@ class ImageNode(ManagedNode):
                 part.raise_failure()
         return bool(self.configured and self.parameters.build_only)
 
-    def close(self) -> bool:
-        """Stop the threads, say what happened to the frames; False when a frame still runs."""
+    def close(self, timeout_s: float = 0.0) -> bool:
+        """Stop the threads, say once what happened to the frames; False when one still runs."""
+        if self._worker is None:
+            return True
+        if not self._worker.stopping:
+            counts = f'{dict(self.outcomes)}, dropped {self.drops()}'
+            self.get_logger().info(f'frames by outcome: {counts}')
         health, self._health = self._health, None
         if health is not None:
             health.stop()
-        if self._worker is None:
-            return True
-        first = not self._worker.stopping
-        ended = self._worker.stop(timeout_s=CLOSE_S if first else 0.0)
-        if first:
-            if not ended:
-                self.get_logger().warning('ending in the middle of a frame')
-            counts = f'{dict(self.outcomes)}, dropped {self.drops()}'
-            self.get_logger().info(f'frames by outcome: {counts}')
+        ended = self._worker.stop(timeout_s)
+        if not ended and timeout_s > 0:
+            self.get_logger().warning('ending in the middle of a frame')
         return ended
 
     def drops(self) -> dict[str, int]:
@@ -111,6 +113,11 @@ class ImageNode(ManagedNode):
 
     def _build(self) -> None:
         p = self.parameters
+        require(
+            self._worker is None or self._worker.stop(timeout_s=0.0),
+            'a frame of before deactivate is still in work: try again when it ended',
+        )
+        self._worker = None
         self._begin_counts(history=getattr(p, 'mask_history_frames', 1))
         self._silence = SilenceCheck(p.silence_warning_s)
         self._latencies = LatencyTopics(self, self.latency_names, p.latency_window_s)
@@ -137,16 +144,26 @@ class ImageNode(ManagedNode):
         if self._check_timer is not None:
             self.destroy_timer(self._check_timer)
             self._check_timer = None
-        for subscription in self._listening:
+        listening, self._listening = self._listening, []
+        for subscription in listening:
             self.destroy_subscription(subscription)
-        self._listening = []
-        return self._worker is None or self._worker.stop(timeout_s=END_S)
+        return self._worker is None or self._waited(self._worker)
+
+    def _waited(self, worker: NewestWorker[Any]) -> bool:
+        """Wait for the frame in work, as long as the process is to go on; False: it still runs."""
+        end_s = time.monotonic() + END_S
+        while not worker.stop(timeout_s=0.1):
+            stopped = self.stop_request is not None and self.stop_request.requested
+            if stopped or time.monotonic() > end_s:
+                return False
+        return True
 
     def _release(self) -> None:
         health, self._health = self._health, None
         if health is not None:
             health.stop()
-        self._worker = None
+        if self._worker is not None and self._worker.stop(timeout_s=0.0):
+            self._worker = None  # else it still has what it works with
         self._drop()
         latencies, self._latencies = self._latencies, None
         if latencies is not None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections import deque
 
+from foundationpose_trt.ros.matcher import CLOCK_RESET_NS
+
 REMEMBERED = 64
 
 
@@ -18,9 +20,23 @@ class FrameLedger:
         self.dropped = 0
         self._lock = threading.Lock()
         self._waiting = waiting
-        self._handled: deque[int] = deque(maxlen=REMEMBERED)
-        self._dropped: deque[int] = deque(maxlen=REMEMBERED)
+        remembered = max(REMEMBERED, 2 * waiting)
+        self._newest_ns = 0
+        self._handled: deque[int] = deque(maxlen=remembered)
+        self._dropped: deque[int] = deque(maxlen=remembered)
         self._aside: deque[int] = deque()
+
+    def meet(self, stamp_ns: int) -> None:
+        """Note a frame that arrives; at a step back in time all stamps are forgotten.
+
+        Those of a bag that loops come again.
+        """
+        with self._lock:
+            if self._newest_ns - stamp_ns >= CLOCK_RESET_NS:
+                self._handled.clear()
+                self._dropped.clear()
+                self._newest_ns = stamp_ns
+            self._newest_ns = max(self._newest_ns, stamp_ns)
 
     def handle(self, stamp_ns: int) -> None:
         """Note a frame whose handling begins."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Any, Protocol
 
 from rcl_interfaces.msg import ParameterDescriptor, SetParametersResult
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
+from rclpy.qos_overriding_options import InvalidQosOverridesError
 
 from foundationpose_trt.ros.parameters import (
     declare_fields,
@@ -27,6 +30,16 @@ OWN_PARAMETERS = (
         ' else the node stays unconfigured and may be mended',
     ),
 )  # fmt: skip
+SIGNAL_S = 0.1  # how long a signal may wait for the work of configure
+
+
+class StopSignal(Protocol):
+    """What a node asks of the process about its end."""
+
+    requested: bool
+
+    def end_at_once(self) -> None:
+        """End the process, whatever runs."""
 
 
 class ManagedNode(LifecycleNode):
@@ -38,9 +51,11 @@ class ManagedNode(LifecycleNode):
     again once the parameters were set. Raises ValueError naming a parameter of a wrong type or
     outside its limits.
 
-    A subclass has _build (parameters are read; raises ValueError or OSError), _begin, _end
-    (returns False when something still runs) and _release.
+    refusals: exceptions of _build that are no bugs. A subclass has _build (parameters are read),
+    _begin, _end (returns False when something still runs) and _release.
     """
+
+    refusals: tuple[type[BaseException], ...] = (ValueError, OSError, MemoryError)
 
     def __init__(
         self, name: str, kind: type, siblings: Sequence[type] = (), **options: Any
@@ -55,6 +70,8 @@ class ManagedNode(LifecycleNode):
         self.configured = self.active = False
         self.refusal = ''  # why the last configure failed
         self._bug: BaseException | None = None
+        self._change_lock = threading.Lock()
+        self.stop_request: StopSignal | None = None  # of the process, set by run_nodes
         self._own = {}
         for own, default, description in OWN_PARAMETERS:
             descriptor = ParameterDescriptor(description=description, read_only=True)
@@ -74,9 +91,9 @@ class ManagedNode(LifecycleNode):
         self.trigger_configure()
         if self.configured:
             self.trigger_activate()
-        if not self.configured and self._own['exit_on_failure']:
+        if self.refusal and self._own['exit_on_failure']:
             raise ValueError(self.refusal)
-        return self.configured
+        return not self.refusal
 
     def raise_bug(self) -> None:
         """Raise what a transition raised that was no refusal: a bug must not look alive."""
@@ -90,10 +107,9 @@ class ManagedNode(LifecycleNode):
         self.refusal = ''
         try:
             self.parameters = read(self, self._kind)
-            self._build()
-        except (ValueError, OSError) as error:
-            self.refusal = str(error)
-            self._say_refusal()
+            self._apart(self._build)
+        except self.refusals as error:
+            self._refuse('configure', error)
             self._forget()
             return TransitionCallbackReturn.FAILURE
         except BaseException as error:
@@ -104,7 +120,13 @@ class ManagedNode(LifecycleNode):
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Listen to the inputs."""
-        self._begin()
+        self.refusal = ''
+        try:
+            self._begin()
+        except (ValueError, RuntimeError, InvalidQosOverridesError) as error:
+            self._end()
+            self._refuse('activate', error)
+            return TransitionCallbackReturn.FAILURE
         self.active = True
         return TransitionCallbackReturn.SUCCESS
 
@@ -127,7 +149,7 @@ class ManagedNode(LifecycleNode):
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Stop and free everything; the node is unconfigured then, and may be configured again."""
-        ended = not self.active or self._end()
+        ended = self._end()
         self.active = False
         self._forget()
         return TransitionCallbackReturn.SUCCESS if ended else TransitionCallbackReturn.FAILURE
@@ -152,7 +174,8 @@ class ManagedNode(LifecycleNode):
 
     def _take_changes(self) -> set[str]:
         """Names of live parameters that changed, for the worker to apply between two frames."""
-        changed, self._changed = self._changed, set()
+        with self._change_lock:
+            changed, self._changed = self._changed, set()
         for name in sorted(changed):
             self.get_logger().info(f'{name} is now {getattr(self.parameters, name)}')
         return changed
@@ -161,13 +184,30 @@ class ManagedNode(LifecycleNode):
         self.configured = False
         self._release()
 
-    def _say_refusal(self) -> None:
+    def _apart(self, work: Callable[[], None]) -> None:
+        """Do long work in another thread, so that this one, if it is the main one, sees signals.
+
+        A signal ends the process at once then: the work may be one call of minutes.
+        """
+        stop = self.stop_request
+        with ThreadPoolExecutor(1, 'configure') as pool:
+            done = pool.submit(work)
+            while not done.done():
+                if stop is not None and stop.requested:
+                    stop.end_at_once()
+                wait([done], timeout=SIGNAL_S)
+        done.result()
+
+    def _refuse(self, transition: str, error: BaseException) -> None:
+        self.refusal = str(error) or type(error).__name__
         if self._own['exit_on_failure']:
             return  # run_nodes says it
         name = self.get_fully_qualified_name()
+        state = 'unconfigured' if transition == 'configure' else 'inactive'
+        then = 'configure, and activate' if transition == 'configure' else 'activate'
         self.get_logger().error(
-            f'cannot configure: {self.refusal}. The node is unconfigured: mend it (ros2 param set'
-            f' {name} ...), then ros2 lifecycle set {name} configure, and activate'
+            f'cannot {transition}: {self.refusal}. The node is {state}: mend it (ros2 param set'
+            f' {name} ...), then ros2 lifecycle set {name} {then}'
         )
 
     def _warn_of_unknown(self) -> None:
@@ -196,8 +236,9 @@ class ManagedNode(LifecycleNode):
             changed = dataclasses.replace(self.parameters, **changes)
         except ValueError as error:
             return SetParametersResult(successful=False, reason=str(error))
-        self.parameters = changed
-        self._changed = self._changed | set(changes)  # at once, for the worker's thread
+        with self._change_lock:  # the worker may be taking them
+            self.parameters = changed
+            self._changed |= set(changes)
         return SetParametersResult(successful=True)
 
     def _fixed_now(self, name: str) -> str:

@@ -76,7 +76,7 @@ class MonitorNode(Node):
         """Tell whether nobody reads the lines any more."""
         return self._unread
 
-    def close(self) -> bool:
+    def close(self, timeout_s: float = 0.0) -> bool:
         """Do nothing: no thread, no file."""
         return True
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ class TimedGroup:
         """Whether any object is not tracked yet."""
         return any(self.seeking(index) for index in range(len(self.states)))
 
-    def track(self, frame: Frame) -> dict[int, TrackingStep]:
+    def track(self, frame: Frame, only: Collection[int] | None = None) -> dict[int, TrackingStep]:
         """Wait, and return the same poses every time."""
         start_s = time.perf_counter()
         time.sleep(self._compute_s)
@@ -69,7 +69,11 @@ class TimedGroup:
         self.states[index], self.reasons[index] = TrackingState.TRACKING, 'REGISTERED'
         return self._step(index, 'register', 0.0)
 
-    def reset(self, index: int | None = None) -> None:
+    def lose(self, reason: str) -> None:
+        """Search again, for this reason."""
+        self.reset(None, reason)
+
+    def reset(self, index: int | None = None, reason: str = 'RESET') -> None:
         """Search again."""
         self.states = [TrackingState.SEARCHING] * len(self.states)
 

@@ -70,7 +70,7 @@ class PatternCameraNode(Node):
         """It goes on until it is told to end."""
         return False
 
-    def close(self) -> bool:
+    def close(self, timeout_s: float = 0.0) -> bool:
         """Nothing runs in the background."""
         return True
 

@@ -89,7 +89,7 @@ class PlayerNode(Node):
             raise TimeoutError(f'waited {waited_s:.0f} s for {self._missing()}')
         return False
 
-    def close(self) -> bool:
+    def close(self, timeout_s: float = 0.0) -> bool:
         """Nothing runs in the background."""
         return True
 

@@ -69,7 +69,7 @@ class RecorderNode(Node):
             and time.monotonic() - self._finished_s >= self.parameters.drain_s
         )
 
-    def close(self) -> bool:
+    def close(self, timeout_s: float = 0.0) -> bool:
         """Close the file."""
         self._file.close()
         return True

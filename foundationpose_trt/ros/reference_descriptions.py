@@ -54,7 +54,8 @@ DESCRIPTIONS: dict[str, Descriptions] = {
         PUBLISHES: {
             'pose': 'of the object (origin and axes of its mesh file) in the frame of the image,'
             ' metres, with the stamp of the image; for outcome OK only',
-            'state': 'when it changes, `STATE: REASON`. STATE is SEARCHING, TRACKING or LOST;'
+            'state': 'when it changes, `STATE: REASON`. STATE is SEARCHING, TRACKING, LOST,'
+            ' PAUSED (REASON is what it was) or INACTIVE;'
             ' REASON is STARTED, REGISTERED, RESET, TIMEOUT, TIME_JUMPED_BACK or the outcome that'
             ' ended the track',
             'outcome': 'how each frame ended; see [Outcomes](#outcomes-of-tracker_node)',

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 
-from foundationpose_trt.ros.image_node import BUDGET, CLOSE_S, END_S, INPUT_QOS_OVERRIDES
+from foundationpose_trt.ros.image_node import BUDGET, END_S, INPUT_QOS_OVERRIDES
 from foundationpose_trt.ros.parameters import ISAAC_NAMES
 from foundationpose_trt.ros.reference_config import WIDTH, config_path
 from foundationpose_trt.ros.reference_descriptions import (
@@ -46,6 +46,7 @@ from foundationpose_trt.ros.reference_prose import (
     SUMMARY_ROWS,
     TITLE,
 )
+from foundationpose_trt.ros.running import CLOSE_S
 
 DOCUMENT = 'docs/reference.md'
 LATENCY = 'latency/'

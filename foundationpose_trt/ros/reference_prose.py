@@ -23,7 +23,8 @@ Beside what is listed each node has what ROS gives it: the topics `/rosout` and
 and the services `~/change_state`, `~/get_state` and so on, newer releases of ROS
 `~/get_type_description`.
 
-`pipeline_node` is detector_node and tracker_node in one process, each as it is here.
+`pipeline_node` is detectors and trackers in one process, each as it is here; they share one
+executor, so while one of them is configured or deactivated the others take no images.
 
 [tracker_node](#tracker_node) - [detector_node](#detector_node) - [player_node](#player_node) -
 [Summary](#summary)
@@ -46,7 +47,9 @@ have the time of publishing as their stamp.
 
 QOS_OVERRIDES = """
 What is subscribed takes other QoS at the start by parameters
-`qos_overrides.TOPIC.subscription.{{{policies}}}`, TOPIC being the full name after remapping.
+`qos_overrides.TOPIC.subscription.{{{policies}}}`, TOPIC being the full name after
+remapping; `pose`, `output`, `segmentation`, `detections` and images under `debug/` by
+`qos_overrides.TOPIC.publisher.{{depth,history,reliability}}`.
 """
 
 SEVERAL_OBJECTS = """

@@ -6,8 +6,8 @@ import importlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from types import FrameType
 from typing import Any, Protocol
 
@@ -21,6 +21,7 @@ from foundationpose_trt.ros.managed_node import ManagedNode
 from foundationpose_trt.ros.worker import WorkerFailed
 
 SPIN_TIMEOUT_S = 0.1  # how long a signal may wait while no message arrives
+CLOSE_S = 1.0  # how long the end of the process waits for frames in work, all nodes together
 FAILED = 1
 BAD_INPUT = 2
 
@@ -31,10 +32,10 @@ class RunnableNode(Protocol):
     def finished(self) -> bool:
         """Tell whether the work is done; raises what a thread of the node raised."""
 
-    def close(self) -> bool:
-        """Stop threads, publish nothing afterwards; may be called twice.
+    def close(self, timeout_s: float = CLOSE_S) -> bool:
+        """Stop threads, publish nothing afterwards; may be called again.
 
-        Returns False when a thread still runs.
+        Returns False when a thread still runs after timeout_s.
         """
 
     def get_logger(self) -> Any:
@@ -87,13 +88,10 @@ def run_nodes(
     try:
         for make in makers:
             nodes.append(make())
-        stop.ends_at_once = True  # a start may be in one call of minutes, an engine build
-        _start(nodes)
-        stop.ends_at_once = False
+        _start(nodes, stop)
     except (ValueError, OSError) as error:
-        stop.ends_at_once = False
         get_logger(name).fatal(f'cannot start: {error}')
-        all_ended = all([node.close() for node in nodes])
+        all_ended = _close(nodes)
     else:
         status, all_ended = _spin(name, nodes, stop, make_executor())
     rclpy.try_shutdown()
@@ -115,34 +113,36 @@ def _spin(
     try:
         while not stop.requested and not _all_finished(nodes):
             executor.spin_once(timeout_sec=SPIN_TIMEOUT_S)
-        for node in nodes:
-            node.close()
+        _close(nodes)
         _all_finished(nodes)  # raises what a thread raised in its last moments
     except ExternalShutdownException:
         pass  # somebody in this process called rclpy.shutdown: an end like any other
     except (WorkerFailed, TimeoutError) as error:
         get_logger(name).fatal(str(error))
         status = FAILED
-    all_ended = all([node.close() for node in nodes])
+    except BaseException:
+        _close(nodes)
+        raise
+    all_ended = _close(nodes)
     executor.shutdown(timeout_sec=1.0)
     for node in nodes:
         node.destroy_node()
     return status, all_ended
 
 
-def _start(nodes: list[RunnableNode]) -> None:
-    """Start the nodes that have to be, in a thread, so that signals are seen meanwhile."""
+def _start(nodes: list[RunnableNode], stop: StopRequest) -> None:
+    for node in nodes:
+        if isinstance(node, ManagedNode):
+            node.stop_request = stop
+            node.start()
 
-    def start() -> None:
-        for node in nodes:
-            if isinstance(node, ManagedNode):
-                node.start()
 
-    with ThreadPoolExecutor(1, 'start') as pool:
-        started = pool.submit(start)
-        while not started.done():
-            wait([started], timeout=SPIN_TIMEOUT_S)
-    started.result()
+def _close(nodes: list[RunnableNode]) -> bool:
+    """Ask all threads to end, then wait for them together; False when one still runs."""
+    for node in nodes:
+        node.close(0.0)
+    end_s = time.monotonic() + CLOSE_S
+    return all([node.close(max(0.0, end_s - time.monotonic())) for node in nodes])
 
 
 def _all_finished(nodes: list[RunnableNode]) -> bool:
@@ -150,20 +150,20 @@ def _all_finished(nodes: list[RunnableNode]) -> bool:
 
 
 class StopRequest:
-    """Set by SIGINT and SIGTERM; a second one ends the process at once.
-
-    ends_at_once: the first one does too.
-    """
+    """Set by SIGINT and SIGTERM; a second one ends the process at once."""
 
     def __init__(self) -> None:
-        self.requested = self.ends_at_once = False
+        self.requested = False
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
 
+    def end_at_once(self) -> None:
+        """End the process in the middle of what it does; nothing is left half written."""
+        sys.stderr.write('stopped while starting\n')
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
-        if self.ends_at_once:
-            sys.stderr.write('stopped while starting\n')
-            sys.stderr.flush()
-            os._exit(0)
         signal.signal(number, signal.SIG_DFL)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foundationpose_trt.datatypes import CameraIntrinsics
+from foundationpose_trt.datatypes import CameraIntrinsics, require
 from foundationpose_trt.pose.backends import Progress, open_engines
 from foundationpose_trt.pose.estimator import (
     FULL_SCHEDULE,
@@ -104,7 +104,21 @@ def named_objects(parameters: TrackerParameters, nested: Nested) -> tuple[NamedO
         mesh = _load_mesh(f'{name}.', one.mesh_file_path, one.mesh_scale)
         frame, label = one.tf_frame_name or name, one.mask_label or place
         found.append(NamedObject(name, one.class_id or name, frame, f'{name}/', label, mesh))
+    _require_apart('mask_label', {one.name: one.mask_label for one in found})
+    _require_apart('tf_frame_name', {one.name: one.tf_frame for one in found})
     return tuple(found)
+
+
+def _require_apart(field: str, values: Mapping[str, object]) -> None:
+    """Raise ValueError for two objects that have the same value."""
+    owners: dict[object, str] = {}
+    for name, value in values.items():
+        other = owners.setdefault(value, name)
+        require(
+            other == name,
+            f'parameters {other}.{field} and {name}.{field} are both {value}: each needs one'
+            ' of its own (by default its place in objects, or its name)',
+        )
 
 
 def described(meshes: list[ObjectMesh]) -> str:

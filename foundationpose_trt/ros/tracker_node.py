@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticStatus
@@ -33,7 +34,11 @@ from foundationpose_trt.ros.rejections import RejectedMessage
 from foundationpose_trt.ros.running import run_node
 from foundationpose_trt.ros.tracker_factory import BuiltTracker, build_tracker
 from foundationpose_trt.ros.tracker_outputs import LATENCIES, TrackerOutputs
-from foundationpose_trt.ros.tracker_parameters import ObjectParameters, TrackerParameters
+from foundationpose_trt.ros.tracker_parameters import (
+    ObjectParameters,
+    TrackerParameters,
+    check_names,
+)
 from foundationpose_trt.ros.tracker_services import REGISTER, RESET, TrackerServices
 from foundationpose_trt.ros.tracker_work import Drawing, TrackerWork, drawn
 from foundationpose_trt.ros.transforms import TransformOutput
@@ -59,6 +64,8 @@ class TrackerNode(ImageNode):
         self._intake: FrameIntake | None = None
         self._transforms: TransformOutput | None = None  # once: a broadcaster cannot be undone
         super().__init__(NODE_NAME, TrackerParameters, **options)
+        with suppress(ValueError):  # configure says what is wrong with the names
+            self._declare_objects()
 
     def finished(self) -> bool:
         """As ImageNode's; the thread that draws is watched too."""
@@ -66,19 +73,16 @@ class TrackerNode(ImageNode):
             self._debug.raise_failure()
         return super().finished()
 
-    def close(self) -> bool:
+    def close(self, timeout_s: float = 0.0) -> bool:
         """As ImageNode's; the thread that draws ends too."""
-        drawn = self._debug is None or self._debug.stop()
-        return super().close() and drawn
+        drawn = self._debug is None or self._debug.stop(0.0)
+        return super().close(timeout_s) and drawn
 
     # Transitions.
 
     def _build(self) -> None:
-        self._nested = set()
+        self._declare_objects()
         fields = [field.name for field in dataclasses.fields(ObjectParameters)]
-        for name in self.parameters.objects:
-            declare_fields(self, ObjectParameters, name, fixed=False)
-            self._nested |= {prefixed(name, field) for field in fields}
         given = {
             name
             for name in given_parameters(self)
@@ -89,6 +93,16 @@ class TrackerNode(ImageNode):
                 f'parameter {name} is unknown and has no effect: an object has {", ".join(fields)}'
             )
         super()._build()
+
+    def _declare_objects(self) -> None:
+        """Declare the parameters of each object named; raises ValueError for names that cannot."""
+        names = tuple(current(self, 'objects') or ())
+        check_names(names)
+        self._nested = set()
+        for name in names:
+            declare_fields(self, ObjectParameters, name, fixed=False)
+            fields = dataclasses.fields(ObjectParameters)
+            self._nested |= {prefixed(name, field.name) for field in fields}
 
     def _nested_prefixes(self) -> set[str]:
         return set(current(self, 'objects') or ())
@@ -102,12 +116,14 @@ class TrackerNode(ImageNode):
         self._transforms.enabled = p.publish_tf
         self._outputs = TrackerOutputs(self, built.objects, self.note, self._transforms)
         self._debug = DebugImage(self, p.publish_debug, self._draw, 'debug/pose')
+        built.group.clock_s = lambda: self.get_clock().now().nanoseconds * 1e-9
         self._work = TrackerWork(self, built, self._outputs, self._debug)
         if 0 not in (p.warm_up_width, p.warm_up_height):
             self._work.warm_up(supposed_camera(p.warm_up_width, p.warm_up_height))
-        self._work.publish_states()
 
     def _drop(self) -> None:
+        if self._work is not None:
+            self._work.retired = True
         self._work = self._intake = None
         outputs, self._outputs = self._outputs, None
         debug, self._debug = self._debug, None
@@ -118,19 +134,31 @@ class TrackerNode(ImageNode):
     def _begin(self) -> None:
         p = self.parameters
         matcher = NewestMatcher(round(p.sync_slop_ms * 1e6), p.mask_history_frames)
-        if self._intake is not None:  # what was tracked until deactivate is no start any more
-            self._working.group.reset()
-            self._working.publish_states()
         self._intake = FrameIntake(matcher, self.ledger, self._is_seeking, self._offer)
         self._working.intake = self._intake
         self._requests = TrackerServices(self, self._intake.wake)
+        self._working.publish_states()
         super()._begin()
 
     def _end(self) -> bool:
         services, self._requests = self._requests, None
         if services is not None:
             services.destroy()
-        return super()._end()
+        ended = super()._end()
+        if ended and self._work is not None and self._intake is not None:
+            self._work.group.reset()  # no start for a frame of who knows when
+            self._work.publish_inactive()
+        return ended
+
+    @property
+    def paused(self) -> bool:
+        """Whether ~/pause was called: no frame is taken."""
+        return self._requests is not None and self._requests.paused
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a pause or a reset was granted since the frame in work began."""
+        return self._requests is not None and self._requests.interrupts
 
     def _inputs(self) -> Iterable[tuple[type, str, Callable]]:
         return (
@@ -169,9 +197,10 @@ class TrackerNode(ImageNode):
     def _put(self, frames: FrameSet | None) -> None:
         if frames is None:
             return
-        if self._requests is not None and self._requests.paused:
+        if self.paused:
             self._drops['paused'] += 1
         elif self._in.intrinsics is None:
+            self._drops['no_camera_info'] += 1
             if self.trouble.note('NO_CAMERA_INFO'):
                 self.get_logger().warning(
                     f'images arrive, no usable {self._topics["camera_info"]} yet:'
@@ -209,6 +238,7 @@ class TrackerNode(ImageNode):
                 after_s = self._silence.after_s
                 info = self._in.intrinsics is not None and not silent['camera_info']
                 self.get_logger().warning(announced_but_silent(names[topic], after_s, info))
+        self._in.wake()  # what is tracked expires without frames too
         seeking = self._in.intrinsics is not None and self._is_seeking()
         unmasked = seeking and self.count_publishers(names['segmentation']) == 0
         if unmasked and self.trouble.note('NO_SEGMENTATION'):
@@ -221,7 +251,11 @@ class TrackerNode(ImageNode):
 
     def _process(self, job: Job) -> None:
         self._obey()
-        self._working.process(job)
+        if self.paused:
+            self._drops['paused'] += job.frames is not None
+            self._working.publish_states()
+        else:
+            self._working.process(job)
 
     def _obey(self) -> None:
         """Put in force what was set and asked for since the last frame."""

@@ -11,10 +11,10 @@ from geometry_msgs.msg import PoseStamped
 from rclpy.node import Node
 from std_msgs.msg import String
 
-from foundationpose_trt.datatypes import Frame, PoseEstimate, TrackingState
+from foundationpose_trt.datatypes import Frame, PoseEstimate
 from foundationpose_trt.ros.conversions import pose_message
 from foundationpose_trt.ros.detection_messages import object_array, vision_messages
-from foundationpose_trt.ros.qos import LATCHED_QOS, RESULT_QOS
+from foundationpose_trt.ros.qos import LATCHED_QOS, RESULT_DEPTH, RESULT_QOS, reliable_publisher
 from foundationpose_trt.ros.tracker_factory import NamedObject
 from foundationpose_trt.ros.transforms import TransformOutput
 
@@ -35,14 +35,14 @@ class ObjectTopics:
 
     def __init__(self, node: Node, topic: str) -> None:
         self._node = node
-        self._pose = node.create_publisher(PoseStamped, f'{topic}pose', RESULT_QOS)
+        self._pose = reliable_publisher(node, PoseStamped, f'{topic}pose', RESULT_DEPTH)
         self._state = node.create_publisher(String, f'{topic}state', LATCHED_QOS)
         self._outcome = node.create_publisher(String, f'{topic}outcome', RESULT_QOS)
         self._last = ''
 
-    def publish_state(self, state: TrackingState, reason: str) -> None:
+    def publish_state(self, state: str, reason: str) -> None:
         """Publish the state if it or its reason changed."""
-        line = f'{state.value}: {reason}'
+        line = f'{state}: {reason}'
         if line != self._last:
             self._last = line
             self._state.publish(String(data=line))
@@ -90,9 +90,9 @@ class TrackerOutputs:
             node.get_logger().info('vision_msgs is not installed: no topic output')
         else:
             kind = self._messages.Detection3DArray
-            self._output = node.create_publisher(kind, 'output', RESULT_QOS)
+            self._output = reliable_publisher(node, kind, 'output', RESULT_DEPTH)
 
-    def publish_states(self, states: Sequence[TrackingState], reasons: Sequence[str]) -> None:
+    def publish_states(self, states: Sequence[str], reasons: Sequence[str]) -> None:
         """Publish the states that changed."""
         for topics, state, reason in zip(self._topics, states, reasons, strict=True):
             topics.publish_state(state, reason)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ class TrackerServices:
         self.paused = False
         self._node = node
         self._wake = wake
+        self._lock = threading.Lock()
         self._asked: set[str] = set()
         self._services = [
             node.create_service(Trigger, '~/reset', self._on_reset),
@@ -30,8 +32,14 @@ class TrackerServices:
 
     def take(self) -> set[str]:
         """What was asked for since the last call, RESET or REGISTER; for the worker."""
-        asked, self._asked = self._asked, set()
+        with self._lock:
+            asked, self._asked = self._asked, set()
         return asked
+
+    @property
+    def interrupts(self) -> bool:
+        """Whether what is in work must not be published: a pause or a reset was granted."""
+        return self.paused or RESET in self._asked
 
     def destroy(self) -> None:
         """Take the services off the graph."""
@@ -39,7 +47,8 @@ class TrackerServices:
             self._node.destroy_service(service)
 
     def _ask(self, what: str) -> None:
-        self._asked = self._asked | {what}  # a new set: the worker may just have taken the old
+        with self._lock:
+            self._asked.add(what)
         self._wake()
 
     def _on_reset(self, request: Any, response: Any) -> Any:
@@ -59,4 +68,5 @@ class TrackerServices:
         response.success = True
         state = 'paused' if self.paused else 'running'
         response.message = state if changed else f'was {state} already'
+        self._wake()
         return response

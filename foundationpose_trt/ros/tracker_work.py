@@ -26,8 +26,9 @@ from foundationpose_trt.ros.tracker_factory import BuiltTracker, NamedObject
 from foundationpose_trt.ros.tracker_outputs import TrackerOutputs
 
 if TYPE_CHECKING:
-    from foundationpose_trt.ros.image_node import ImageNode
+    from foundationpose_trt.ros.tracker_node import TrackerNode
 
+BACK_OFF = 3.0  # of what a failed registration took, while other objects are tracked
 MOST_LABELS = 16  # more values than this are a soft mask, not objects
 
 
@@ -50,7 +51,7 @@ class TrackerWork:
 
     def __init__(
         self,
-        node: ImageNode,
+        node: TrackerNode,
         built: BuiltTracker,
         outputs: TrackerOutputs,
         debug: DebugImage[Drawing],
@@ -65,6 +66,10 @@ class TrackerWork:
         self._last_ns: int | None = None  # of the frame handled last
         self._published_ns: dict[int, int] = {}  # of the last pose, by object
         self._next_object = 0
+        self._tried_ns: int | None = None  # of the frame registered from last
+        self._not_before_s = 0.0  # a registration may begin, by the steady clock
+        self._done_s: float | None = None  # when the last frame was done, by ROS time
+        self.retired = False  # cleanup was called: what still runs must say nothing
 
     @property
     def _in(self) -> FrameIntake:
@@ -76,19 +81,46 @@ class TrackerWork:
         if job.intrinsics is not None:
             self.warm_up(job.intrinsics)
         if job.frames is None or job.intrinsics is None:
+            self._expire()
+            self.publish_states()
             return
-        masked = self._in.take_masked()
-        if masked is None and job.frames.segmentation is not None:
-            masked = job.frames  # nothing was sought when it came, but perhaps now
-        if self._tracks_any() and not self._outrun(job.frames.stamp_ns):
+        masked = self._masked(job.frames)
+        if self._tracks_any() and self._is_news(job.frames):
             self._track(job)
-        if masked is not None and self.group.any_seeking:
+        if masked is not None and self.group.any_seeking and self._may_register():
             self._register(Job(job.intrinsics, masked))
         elif masked is not None:
             self._node.ledger.drop(masked.stamp_ns)  # unless it was the frame just tracked in
         self._settle_rest(job)
         if not self.group.any_seeking:
             self._node.ledger.expect_none()  # masks serve no more
+        self._done_s = self._now_s()
+
+    def _masked(self, frames: FrameSet) -> FrameSet | None:
+        """Return the newest frame with a mask that was not registered from yet."""
+        masked = self._in.take_masked()
+        if masked is None and frames.segmentation is not None:
+            masked = frames  # nothing was sought when it came, but perhaps now
+        return None if masked is None or masked.stamp_ns == self._tried_ns else masked
+
+    def _may_register(self) -> bool:
+        """Whether it is time: what is tracked gets several times what a failed one took."""
+        return not self._tracks_any() or time.monotonic() >= self._not_before_s
+
+    def _is_news(self, frames: FrameSet) -> bool:
+        """Tell whether what is tracked has not been seen in a frame as new as this one."""
+        if frames.late_mask and self._last_ns is not None:
+            return frames.stamp_ns > self._last_ns
+        return not self._outrun(frames.stamp_ns)
+
+    def _expire(self) -> None:
+        """Give up what was tracked when no frame came for tracking_timeout_ms, by ROS time."""
+        timeout_s = self._node.parameters.tracking_timeout_ms / 1e3
+        if self._done_s is not None and 0 < timeout_s < self._now_s() - self._done_s:
+            self.group.lose('TIMEOUT')
+
+    def _now_s(self) -> float:
+        return float(self._node.get_clock().now().nanoseconds * 1e-9)
 
     def _tracks_any(self) -> bool:
         return any(state is TrackingState.TRACKING for state in self.group.states)
@@ -103,10 +135,8 @@ class TrackerWork:
         if frame is None:
             return
         self._last_ns = frame.stamp_ns
-        steps = self.group.track(frame)
-        if only is not None:
-            steps = {index: step for index, step in steps.items() if index == only}
-        if self._node.stopping:
+        steps = self.group.track(frame, None if only is None else [only])
+        if self._is_hushed():
             return
         self._publish_poses(frame, {index: step.estimate for index, step in steps.items()})
         tracked = [step.elapsed_ms for step in steps.values() if step.stage == 'track']
@@ -130,8 +160,10 @@ class TrackerWork:
             return
         index, mask = chosen
         step = self.group.register(index, frame, mask)
-        self._next_object = index + 1
-        if self._node.stopping:
+        self._next_object, self._tried_ns = index + 1, frame.stamp_ns
+        if step.estimate.outcome is not Outcome.OK:
+            self._not_before_s = time.monotonic() + BACK_OFF * step.elapsed_ms / 1e3
+        if self._is_hushed():
             return
         self._node.note('register_ms', step.elapsed_ms)
         self._finish_frame({index: step.estimate.outcome})
@@ -141,8 +173,11 @@ class TrackerWork:
     def _follow(self, frame: Frame, index: int, estimate: PoseEstimate) -> None:
         """Publish the first pose: the object may have moved on while it was registered."""
         newest = self._in.newest
-        if newest is None or newest.stamp_ns is None or newest.stamp_ns <= frame.stamp_ns:
+        if newest is None or newest.stamp_ns is None or newest.stamp_ns == frame.stamp_ns:
             self._publish_poses(frame, {index: estimate})
+        elif frame.stamp_ns - newest.stamp_ns >= CLOCK_RESET_NS:
+            self.group.reset(index, 'TIME_JUMPED_BACK')  # registered in a run that is over
+            self.publish_states()
         elif self._node.ledger.was_handled(newest.stamp_ns):
             self._track(newest, only=index)
         else:
@@ -264,8 +299,21 @@ class TrackerWork:
         self._node.get_logger().info(f'warm for {size[1]}x{size[0]} after {elapsed_s:.2f} s')
 
     def publish_states(self) -> None:
-        """Publish the states that changed."""
-        self._outputs.publish_states(self.group.states, self.group.reasons)
+        """Publish the states that changed; while paused that is what they say."""
+        states = [state.value for state in self.group.states]
+        if self._node.paused:
+            self._outputs.publish_states(['PAUSED'] * len(states), states)
+        else:
+            self._outputs.publish_states(states, self.group.reasons)
+
+    def publish_inactive(self) -> None:
+        """Publish that nothing is tracked any more."""
+        count = len(self.built.objects)
+        self._outputs.publish_states(['INACTIVE'] * count, ['DEACTIVATED'] * count)
+
+    def _is_hushed(self) -> bool:
+        """Whether what was just found must not go out: an end, a pause or a reset came."""
+        return self.retired or self._node.stopping or self._node.interrupted
 
 
 def drawn(drawing: Drawing) -> tuple[Image, float]:

@@ -48,6 +48,11 @@ class StageTimer:
             self._read()
         return self._last_ms
 
+    def take_ms(self) -> float | None:
+        """As last_ms, but every measurement once; None when there is no new one."""
+        taken, self._last_ms = self.last_ms(), None
+        return taken
+
     def _read(self) -> None:
         while self._pending and self._pending[0][1].query():
             begun, ended = self._pending.popleft()
