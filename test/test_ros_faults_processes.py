@@ -117,7 +117,7 @@ def test_a_detector_that_is_killed_and_comes_back(cameras, model, tmp_path):
     assert peer.call(Trigger, f'{name}/tracker_node/reset').success
     camera.settle()
     posed, begin = len(camera.posed), len(camera.outcomes)
-    assert camera.states[-1] == 'SEARCHING: RESET'
+    peer.until(lambda: camera.states[-1] == 'SEARCHING: RESET')
     with detector(tmp_path / 'second.log', model, name) as second:
         peer.until(lambda: camera.states[-1] == 'TRACKING: REGISTERED', feed, START_S)
         assert camera.outcomes[begin : begin + 3] == ['NO_MASK'] * 3, 'it was searching meanwhile'

@@ -250,6 +250,16 @@ class ImageNode(ManagedNode):
             for topic, name in self._topics.items()
         }
 
+    def _warn_of_gone(self) -> None:
+        """Warn of inputs that were there and that nobody publishes any more."""
+        now_s = time.monotonic()
+        for topic, name in self._topics.items():
+            gone = self._silence.gone(topic, self.count_publishers(name), now_s)
+            if gone and self.trouble.note(f'GONE_{topic}'):
+                self.get_logger().warning(
+                    f'nobody publishes {name} any more: has its driver ended?'
+                )
+
     def _is_stale(self, stamp_ns: int) -> bool:
         """Whether an image is older than max_frame_age_ms by ROS time; it is counted then."""
         limit_ms = self.parameters.max_frame_age_ms

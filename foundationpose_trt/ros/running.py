@@ -21,7 +21,7 @@ from foundationpose_trt.ros.managed_node import ManagedNode
 from foundationpose_trt.ros.worker import WorkerFailed
 
 SPIN_TIMEOUT_S = 0.1  # how long a signal may wait while no message arrives
-CLOSE_S = 1.0  # how long the end of the process waits for frames in work, all nodes together
+CLOSE_S = 0.5  # how long the end of the process waits for frames in work, all nodes together
 FAILED = 1
 BAD_INPUT = 2
 

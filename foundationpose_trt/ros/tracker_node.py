@@ -45,6 +45,8 @@ from foundationpose_trt.ros.transforms import TransformOutput
 
 NODE_NAME = 'tracker_node'
 
+REPEATED_IN_A_CHECK = 5  # now and then a driver sends an image twice
+
 
 class TrackerNode(ImageNode):
     """Subscribes image, depth, camera_info, segmentation; publishes pose, state, latency/*.
@@ -134,6 +136,7 @@ class TrackerNode(ImageNode):
     def _begin(self) -> None:
         p = self.parameters
         matcher = NewestMatcher(round(p.sync_slop_ms * 1e6), p.mask_history_frames)
+        self._repeated = 0  # images by stamp, until the last check
         self._intake = FrameIntake(matcher, self.ledger, self._is_seeking, self._offer)
         self._working.intake = self._intake
         self._requests = TrackerServices(self, self._intake.wake)
@@ -232,6 +235,8 @@ class TrackerNode(ImageNode):
         mismatch = self._in.matcher.never_matching()
         if mismatch and self.trouble.note('STAMPS_NEVER_MATCH'):
             self.get_logger().warning(mismatch)
+        self._warn_of_gone()
+        self._warn_of_standing_stamps()
         names, silent = self._topics, self._silent_topics()
         for topic in ('image', 'depth'):
             if silent[topic] and self.trouble.note(f'SILENT_{topic}'):
@@ -245,6 +250,16 @@ class TrackerNode(ImageNode):
             self.get_logger().warning(
                 f'searching, but nobody publishes {names["segmentation"]}: registration needs a'
                 ' mask with the stamp of its image'
+            )
+
+    def _warn_of_standing_stamps(self) -> None:
+        counts = self._in.matcher.counts
+        repeated = counts['image_repeated'] + counts['depth_repeated']
+        more, self._repeated = repeated - self._repeated, repeated
+        if more >= REPEATED_IN_A_CHECK and self.trouble.note('STAMPS_REPEATED'):
+            self.get_logger().warning(
+                f'{more} images came within a second whose stamp is that of the one before: they'
+                ' are dropped; does the driver stamp every image, and is /clock running?'
             )
 
     # The worker's thread.
