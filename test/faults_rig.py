@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -32,6 +33,7 @@ RELIABLE = QoSProfile(depth=100)
 WAIT_S = 20.0  # for what takes a fraction of a second on a machine that is not busy
 START_S = 90.0  # for a process that imports torch on such a machine
 MS, S = 1_000_000, 1_000_000_000
+LOCK = r'/dev/shm/fastdds_[0-9a-f]{16}_el'
 SOAK_NODE = str(Path(__file__).with_name('soak_node.py'))
 SLOP_MS = 2.0
 APART_NS = 5 * MS  # frames at least, beyond the slop
@@ -44,6 +46,7 @@ class Process:
 
     def __init__(self, log: Path, *command: str) -> None:
         self.log, self._interrupted = log, False
+        self._left: list[Path] = []
         environment = {**os.environ, 'ROS_LOG_DIR': str(log.parent), 'OMP_NUM_THREADS': '1'}
         with log.open('wb') as file:
             self.child = subprocess.Popen(
@@ -55,8 +58,23 @@ class Process:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.child.kill()
-        self.child.wait()
+        self.kill()
+        for path in self._left:
+            path.unlink(missing_ok=True)
+
+    def kill(self) -> None:
+        """SIGKILL, after which Fast DDS' shared memory lies about until the context ends."""
+        if self.child.poll() is None:
+            self._left = self._segments()
+            self.child.kill()
+            self.child.wait()
+
+    def _segments(self) -> list[Path]:
+        """Its shared memory; the lock file of each segment is open as long as it lives."""
+        folder = f'/proc/{self.child.pid}/fd'
+        opened = [os.path.realpath(f'{folder}/{name}') for name in os.listdir(folder)]
+        locks = [Path(path) for path in opened if re.fullmatch(LOCK, path)]
+        return [*locks, *(path.with_name(path.name.removesuffix('_el')) for path in locks)]
 
     def text(self) -> str:
         return self.log.read_text(errors='replace')
@@ -98,8 +116,8 @@ class Process:
         try:
             return self.child.wait(WAIT_S)
         except subprocess.TimeoutExpired:
-            self.child.kill()
-            return self.child.wait()
+            self.kill()
+            return self.child.returncode
 
 
 def fields_of(pid: int) -> list[str]:

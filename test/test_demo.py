@@ -71,6 +71,17 @@ def one_run():
     return recording_of(lines)
 
 
+def test_the_end_of_the_images_is_no_loss():
+    def said(word, seconds):
+        return 'state', {'data': word, 'received_ns': seconds * 1000 * MS}
+
+    end = ('player/event', {'data': 'finished', 'received_ns': 10_000 * MS})
+    lines = [said('LOST: LOW_SUPPORT', 4), said('LOST: TIMEOUT', 8), end]
+    assert recording_of(lines).losses() == 2
+    assert recording_of([*lines, said('LOST: TIMEOUT', 11)]).losses() == 2
+    assert recording_of([*lines, said('LOST: LOW_SUPPORT', 11)]).losses() == 3
+
+
 @pytest.fixture(scope='module')
 def box():
     return build_mesh('box', trimesh.creation.box([0.1, 0.1, 0.1]))

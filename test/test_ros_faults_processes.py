@@ -108,12 +108,12 @@ def test_a_detector_that_is_killed_and_comes_back(cameras, model, tmp_path):
     assert peer.call(Trigger, f'{name}/tracker_node/reset').success
     camera.indices = NEIGHBOURS
     feed = camera.feed(20.0)  # without masks: those are the detector's
-    states, posed = len(camera.states), len(camera.posed)
+    states = len(camera.states)
     with detector(tmp_path / 'first.log', model, name) as first:
         peer.until(lambda: 'TRACKING: REGISTERED' in camera.states[states:], feed, START_S)
-        first.child.kill()
-        assert first.child.wait() == -signal.SIGKILL
-    peer.until(lambda: len(camera.posed) >= posed + 10, feed)
+        first.kill()
+        assert first.child.returncode == -signal.SIGKILL
+    peer.wait(0.5, feed)  # Fast DDS may hold up the others now, for a second at most, and then
     assert peer.call(Trigger, f'{name}/tracker_node/reset').success
     camera.settle()
     posed, begin = len(camera.posed), len(camera.outcomes)

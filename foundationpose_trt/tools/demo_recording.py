@@ -96,8 +96,17 @@ class Recording:
         return sum(outcome != 'OK' for outcome in outcomes[first:])
 
     def losses(self) -> int:
-        """Return how often the tracker said LOST."""
-        return [state_word(line) for line in self.data('state')].count('LOST')
+        """Return how often the tracker said LOST, but for the end of the images."""
+        events = self.messages.get('player/event', [])
+        ended_ns = [line['received_ns'] for line in events if line['data'] == 'finished']
+        lost = [
+            line for line in self.messages.get('state', []) if state_word(line['data']) == 'LOST'
+        ]
+        if not ended_ns:
+            return len(lost)
+        return sum(
+            line['data'] != 'LOST: TIMEOUT' or line['received_ns'] < ended_ns[0] for line in lost
+        )
 
 
 def state_word(line: str) -> str:
