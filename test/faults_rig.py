@@ -157,22 +157,24 @@ class Peer:
     def until(
         self,
         holds: Callable[[], Any],
-        feed: Callable[[], None] = lambda: None,
+        feed: Callable[[], None] | None = None,
         timeout_s: float = WAIT_S,
     ) -> None:
         """Spin, and feed meanwhile."""
+        pause_s = 0.005 if feed else 0.03  # a message ends it, so it is for what no message tells
         end_s = time.monotonic() + timeout_s
         while not holds():
             assert time.monotonic() < end_s, f'in vain: {self.told()}'
-            feed()
-            self.executor.spin_once(timeout_sec=0.005)
+            if feed:
+                feed()
+            self.executor.spin_once(timeout_sec=pause_s)
 
     def told(self) -> str:
         """What was heard last, and what the processes wrote."""
         lines = [f'{c.namespace}: {c.states[-3:]}, {c.outcomes[-5:]}' for c in self.cameras]
         return '\n'.join(lines + [process.text()[-2000:] for process in self.processes])
 
-    def wait(self, seconds: float, feed: Callable[[], None] = lambda: None) -> None:
+    def wait(self, seconds: float, feed: Callable[[], None] | None = None) -> None:
         """Spin for a time: where nothing may happen, there is no condition to wait for."""
         end_s = time.monotonic() + seconds
         self.until(lambda: time.monotonic() >= end_s, feed, seconds + WAIT_S)

@@ -10,6 +10,8 @@ import pytest
 pytest.importorskip('rclpy', reason='ROS 2 (rclpy) is not installed')
 import numpy as np
 from faults_rig import KINDS, MS, RELIABLE, Camera, S, peer_of, tracker
+from ros_rig import Rig
+from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
 from foundationpose_trt.ros import conversions
@@ -123,6 +125,24 @@ def test_a_driver_that_died_is_missed(camera, said, dead):
         camera.out[dead] = node.create_publisher(KINDS[dead], f'/{dead}', RELIABLE)
     camera.peer.until(camera.out[dead].get_subscription_count)
     camera.until_tracking()
+
+
+def test_depth_that_nobody_has_ever_published_is_missed(tmp_path, monkeypatch, capfd):
+    """As with a topic that is remapped wrongly; a node of its own, in this process."""
+    monkeypatch.setenv('ROS_LOG_DIR', str(tmp_path))
+    rig, written = Rig(connect=False, silence_warning_s=0.5), ''
+    try:
+        rig.publish_on({'image': Image, 'camera_info': CameraInfo})
+        for k in range(120):
+            rig.send('camera_info', k * 33 * MS)
+            rig.send('image', k * 33 * MS)
+            rig.spin(0.033)
+            written += capfd.readouterr().err
+            if '/depth' in written:
+                return
+    finally:
+        rig.close()
+    raise AssertionError(f'4 s of colour images alone, not a word of depth: {written}')
 
 
 def test_depth_of_another_size(camera, said):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import signal
 import subprocess
 import sys
 import threading
+import time
 import weakref
 
 import pytest
@@ -15,10 +17,12 @@ import rclpy
 import torch
 from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState, GetState
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
 from ros_rig import MS, Rig
+from sensor_msgs.msg import CameraInfo
 
-from foundationpose_trt.ros import image_node, tracker_node
+from foundationpose_trt.ros import image_node, pattern_camera_node, tracker_node
 from foundationpose_trt.ros.tracker_node import TrackerNode
 
 pytestmark = pytest.mark.ros
@@ -246,6 +250,35 @@ def test_build_only_ends_with_status_2_where_nothing_can_be_built():
 
 def test_build_only_ends_with_status_2_where_a_parameter_is_wrong():
     assert run('build_only:=true').returncode == 2
+
+
+def test_an_unknown_executor_is_refused_by_name(monkeypatch):
+    monkeypatch.setenv('FOUNDATIONPOSE_TRT_EXECUTOR', 'fast')
+    done = run('mesh_file_path:=/no/such.obj')
+    assert done.returncode == 2 and 'must be one of single, events' in done.stderr
+
+
+def test_a_node_runs_on_the_events_executor_and_ends_at_a_signal(tmp_path, monkeypatch):
+    pytest.importorskip('rclpy.experimental.events_executor')
+    monkeypatch.setenv('FOUNDATIONPOSE_TRT_EXECUTOR', 'events')
+    log = tmp_path / 'log'
+    with log.open('wb') as file:
+        process = subprocess.Popen(
+            [sys.executable, '-m', pattern_camera_node.__name__], stdout=file, stderr=file
+        )
+    context = rclpy.Context()
+    rclpy.init(context=context)
+    node = rclpy.create_node('viewer', context=context)
+    heard = []
+    node.create_subscription(CameraInfo, 'camera_info', heard.append, image_node.input_qos())
+    executor = SingleThreadedExecutor(context=context)
+    end_s = time.monotonic() + 30
+    while not heard and time.monotonic() < end_s:
+        rclpy.spin_once(node, executor=executor, timeout_sec=0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 0 and heard, log.read_text()
+    node.destroy_node()
+    context.shutdown()
 
 
 def test_a_value_of_another_type_ends_it_with_status_2():

@@ -64,16 +64,14 @@ class SilenceCheck:
     after_s: float
     _last_s: dict[str, float] = field(default_factory=dict)
     _gone_s: dict[str, float] = field(default_factory=dict)
-    _heard: set[str] = field(default_factory=set)
 
     def heard(self, stream: str, now_s: float) -> None:
         """Note a message."""
         self._last_s[stream] = now_s
-        self._heard.add(stream)
 
     def gone(self, stream: str, publishers: int, now_s: float) -> bool:
-        """Tell whether a stream that was heard has had no publisher for after_s. Ask often."""
-        if publishers or stream not in self._heard:
+        """Tell whether a stream has had no publisher for after_s; ask now and then."""
+        if publishers:
             self._gone_s.pop(stream, None)
             return False
         return now_s - self._gone_s.setdefault(stream, now_s) >= self.after_s

@@ -155,7 +155,7 @@ class DetectorNode(ImageNode):
             self.ledger.drop(image_stamp_ns(displaced.image))
 
     def _check_inputs(self) -> None:
-        self._warn_of_gone()
+        self._warn_of_gone(('image',))
         names, silent = self._topics, self._silent_topics()
         for topic, name in names.items():
             if silent[topic] and self.trouble.note(f'SILENT_{topic}'):

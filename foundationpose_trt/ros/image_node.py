@@ -250,14 +250,15 @@ class ImageNode(ManagedNode):
             for topic, name in self._topics.items()
         }
 
-    def _warn_of_gone(self) -> None:
-        """Warn of inputs that were there and that nobody publishes any more."""
+    def _warn_of_gone(self, topics: Sequence[str]) -> None:
+        """Warn of inputs that nobody publishes, or does any more."""
         now_s = time.monotonic()
-        for topic, name in self._topics.items():
+        for topic in topics:
+            name = self._topics[topic]
             gone = self._silence.gone(topic, self.count_publishers(name), now_s)
             if gone and self.trouble.note(f'GONE_{topic}'):
                 self.get_logger().warning(
-                    f'nobody publishes {name} any more: has its driver ended?'
+                    f'nobody publishes {name}: does its driver run, and is the topic remapped?'
                 )
 
     def _is_stale(self, stamp_ns: int) -> bool:

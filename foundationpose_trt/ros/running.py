@@ -50,17 +50,32 @@ def _events_executor() -> Any:
     return importlib.import_module('rclpy.experimental.events_executor').EventsExecutor()
 
 
-# single: what the nodes use. events takes less time and is for comparison: see README, latency
+# single: the default, which every release has. events: from Jazzy on, less time per message
+# (README, Latency); its spin() hangs in some builds, spin_once with a timeout does not
+EXECUTOR_VARIABLE = 'FOUNDATIONPOSE_TRT_EXECUTOR'
 EXECUTORS: dict[str, Callable[[], Any]] = {
     'single': SingleThreadedExecutor, 'events': _events_executor,
 }  # fmt: skip
+
+
+def chosen_executor() -> Any:
+    """Return the executor that FOUNDATIONPOSE_TRT_EXECUTOR names; raises ValueError."""
+    name = os.environ.get(EXECUTOR_VARIABLE) or 'single'
+    if name not in EXECUTORS:
+        raise ValueError(f"{EXECUTOR_VARIABLE} is '{name}', must be one of {', '.join(EXECUTORS)}")
+    try:
+        return EXECUTORS[name]()
+    except ImportError as error:
+        raise ValueError(
+            f'{EXECUTOR_VARIABLE} is {name}, which this rclpy lacks ({error}): unset it'
+        ) from error
 
 
 def run_node(
     name: str,
     make_node: Callable[[], RunnableNode],
     arguments: Sequence[str] | None = None,
-    make_executor: Callable[[], Any] = SingleThreadedExecutor,
+    make_executor: Callable[[], Any] = chosen_executor,
 ) -> int:
     """Run one node until it is finished or SIGINT or SIGTERM arrives; as run_nodes."""
     return run_nodes(name, [make_node], arguments, make_executor)
@@ -70,7 +85,7 @@ def run_nodes(
     name: str,
     makers: Sequence[Callable[[], RunnableNode]],
     arguments: Sequence[str] | None = None,
-    make_executor: Callable[[], Any] = SingleThreadedExecutor,
+    make_executor: Callable[[], Any] = chosen_executor,
 ) -> int:
     """Run nodes in one process until all are finished or a signal arrives; return the status.
 
@@ -88,12 +103,13 @@ def run_nodes(
     try:
         for make in makers:
             nodes.append(make())
+        executor = make_executor()
         _start(nodes, stop)
     except (ValueError, OSError) as error:
         get_logger(name).fatal(f'cannot start: {error}')
         all_ended = _close(nodes)
     else:
-        status, all_ended = _spin(name, nodes, stop, make_executor())
+        status, all_ended = _spin(name, nodes, stop, executor)
     rclpy.try_shutdown()
     if not all_ended:
         # Python would tear down under a thread that is inside torch, which aborts the process

@@ -235,7 +235,7 @@ class TrackerNode(ImageNode):
         mismatch = self._in.matcher.never_matching()
         if mismatch and self.trouble.note('STAMPS_NEVER_MATCH'):
             self.get_logger().warning(mismatch)
-        self._warn_of_gone()
+        self._warn_of_gone(('image', 'depth', 'camera_info'))
         self._warn_of_standing_stamps()
         names, silent = self._topics, self._silent_topics()
         for topic in ('image', 'depth'):
