@@ -29,6 +29,21 @@ def test_a_frame_set_aside_counts_when_it_is_pushed_out_or_given_up():
     assert ledger.dropped == 2 and not ledger.was_dropped(3)
 
 
+def test_a_bag_that_loops_is_counted_anew_but_what_is_still_in_work_is_not_forgotten():
+    ledger = FrameLedger()
+    for stamp in (1, 2_000_000_000):
+        ledger.meet(stamp)
+        ledger.handle(stamp)
+    ledger.meet(1)  # the next run begins while the worker is at the last frame of this one
+    ledger.drop(2_000_000_000)
+    assert ledger.dropped == 0
+    assert not ledger.was_handled(1)
+    ledger.drop(1)
+    ledger.meet(1)
+    ledger.drop(1)
+    assert ledger.dropped == 2
+
+
 def test_every_frame_ends_exactly_once_whatever_the_order():
     rng = random.Random(3)
     ledger, ends = FrameLedger(waiting=5), Counter()

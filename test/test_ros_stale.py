@@ -144,3 +144,16 @@ def test_a_bag_that_loops_is_counted_every_time(make_rig):
             wanted = loop * 10 + k + 1
             rig.until(lambda: rig.node._handled.total == wanted)  # noqa: B023
     assert rig.node.drops()['busy'] == 0
+
+
+def test_a_bag_with_one_mask_is_registered_from_in_every_loop(make_rig):
+    rig = make_rig()
+    rig.send('camera_info', START_NS)
+    for loop in range(3):
+        rig.frame(START_NS)
+        rig.send('segmentation', START_NS)
+        rig.until(lambda: rig.group.seen.count((START_NS, True)) == loop + 1)  # noqa: B023
+        for k in range(1, 8):
+            rig.frame(START_NS + k * 200 * MS)
+        rig.until(lambda: rig.group.seen[-1] == (START_NS + 1400 * MS, False))
+        rig.group.lose_one()

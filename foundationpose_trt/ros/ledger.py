@@ -5,8 +5,6 @@ from __future__ import annotations
 import threading
 from collections import deque
 
-from foundationpose_trt.ros.matcher import CLOCK_RESET_NS
-
 REMEMBERED = 64
 
 
@@ -21,22 +19,20 @@ class FrameLedger:
         self._lock = threading.Lock()
         self._waiting = waiting
         remembered = max(REMEMBERED, 2 * waiting)
-        self._newest_ns = 0
         self._handled: deque[int] = deque(maxlen=remembered)
         self._dropped: deque[int] = deque(maxlen=remembered)
         self._aside: deque[int] = deque()
 
     def meet(self, stamp_ns: int) -> None:
-        """Note a frame that arrives; at a step back in time all stamps are forgotten.
+        """Note a frame that arrives, by a stamp that a bag may have brought before.
 
-        Those of a bag that loops come again.
+        Only that stamp is forgotten, not all at the step back: the last frame of the earlier run
+        may still be in work.
         """
         with self._lock:
-            if self._newest_ns - stamp_ns >= CLOCK_RESET_NS:
-                self._handled.clear()
-                self._dropped.clear()
-                self._newest_ns = stamp_ns
-            self._newest_ns = max(self._newest_ns, stamp_ns)
+            for stamps in (self._handled, self._dropped):
+                if stamp_ns in stamps:
+                    stamps.remove(stamp_ns)
 
     def handle(self, stamp_ns: int) -> None:
         """Note a frame whose handling begins."""

@@ -66,7 +66,7 @@ class TrackerWork:
         self._last_ns: int | None = None  # of the frame handled last
         self._published_ns: dict[int, int] = {}  # of the last pose, by object
         self._next_object = 0
-        self._tried_ns: int | None = None  # of the frame registered from last
+        self._tried: Image | None = None  # registered from last; a bag brings its stamp again
         self._not_before_s = 0.0  # a registration may begin, by the steady clock
         self._done_s: float | None = None  # when the last frame was done, by ROS time
         self.retired = False  # cleanup was called: what still runs must say nothing
@@ -101,7 +101,7 @@ class TrackerWork:
         masked = self._in.take_masked()
         if masked is None and frames.segmentation is not None:
             masked = frames  # nothing was sought when it came, but perhaps now
-        return None if masked is None or masked.stamp_ns == self._tried_ns else masked
+        return None if masked is None or masked.image is self._tried else masked
 
     def _may_register(self) -> bool:
         """Whether it is time: what is tracked gets several times what a failed one took."""
@@ -160,7 +160,7 @@ class TrackerWork:
             return
         index, mask = chosen
         step = self.group.register(index, frame, mask)
-        self._next_object, self._tried_ns = index + 1, frame.stamp_ns
+        self._next_object, self._tried = index + 1, job.frames.image
         if step.estimate.outcome is not Outcome.OK:
             self._not_before_s = time.monotonic() + BACK_OFF * step.elapsed_ms / 1e3
         if self._is_hushed():
