@@ -76,6 +76,46 @@ def launch(
         wp.launch(kernel, dim, list(arguments), device='cpu')
 
 
+class RecordedLaunch:
+    """A launch whose arguments stay: repeating it costs a few microseconds of the host.
+
+    arguments: as for launch(); the memory behind them must outlive this. Launches are enqueued
+    on the stream given to each call (see stream_of), never waited for. One thread at a time.
+    """
+
+    def __init__(
+        self,
+        kernel: wp.Kernel,
+        dim: tuple[int, ...],
+        arguments: Sequence[Any],
+        device: torch.device,
+    ) -> None:
+        self._arguments = list(arguments)
+        where = wp.device_from_torch(device)
+        self._dim = dim
+        self._command = wp.launch(kernel, dim, self._arguments, device=where, record_cmd=True)
+
+    def __call__(self, dim: tuple[int, ...], stream: wp.Stream | None) -> None:
+        """Launch with dim threads; the same as last time costs least."""
+        if dim != self._dim:
+            self._command.set_dim(dim)
+            self._dim = dim
+        self._command.launch(stream)
+
+    def replace(self, index: int, argument: Any) -> None:
+        """Use another argument, of the same type, from the next call on."""
+        self._arguments[index] = argument
+        self._command.set_param_at_index(index, argument)
+
+
+def stream_of(device: torch.device) -> wp.Stream | None:
+    """Return torch's current stream for recorded launches; None on a CPU."""
+    if device.type != 'cuda':
+        return None
+    _start_warp()
+    return _warp_stream(torch.cuda.current_stream(device))
+
+
 def _warp_stream(stream: torch.cuda.Stream) -> wp.Stream:
     """Return Warp's object of a stream, the same one at every call."""
     key = (stream.device, stream.cuda_stream)

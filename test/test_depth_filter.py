@@ -125,21 +125,6 @@ def test_an_image_without_valid_depth_gives_none(value):
     assert (filtered(np.full(SIZE, value, np.float32)) == 0).all()
 
 
-@on_devices
-def test_only_the_region_is_computed_and_the_rest_is_no_depth(device):
-    scenes = np.stack([rough_scene(seed, 0.3) for seed in (1, 2)])
-    regions = np.array([[5, 3, 30, 20], [0, 10, 45, 36]])
-    both = DepthFilter(2, *SIZE, torch.device(device))
-    both(torch.full((2, *SIZE), 0.5, device=device))  # what an earlier frame leaves behind
-    images = torch.tensor(scenes, device=device)
-    out = both(images, torch.tensor(regions, dtype=torch.int32, device=device)).cpu().numpy()
-    for k, (x0, y0, x1, y1) in enumerate(regions):
-        inside = np.zeros(SIZE, bool)
-        inside[y0 : y1 + 1, x0 : x1 + 1] = True
-        np.testing.assert_allclose(out[k][inside], expected(scenes[k])[inside], atol=2e-6)
-        assert (out[k][~inside] == 0).all()
-
-
 def test_depth_of_another_size_is_refused():
     with pytest.raises(ValueError, match=r'depth is \(1, 8, 8\), this filter is for \(1, 6, 8\)'):
         DepthFilter(1, 6, 8, torch.device('cpu'))(torch.zeros(1, 8, 8))

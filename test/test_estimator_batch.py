@@ -16,6 +16,7 @@ from foundationpose_trt.pose.estimator import EstimatorSettings, PoseEstimator, 
 from foundationpose_trt.pose.object_group import ObjectGroup
 from foundationpose_trt.pose.observation import Uploader
 from foundationpose_trt.pose.symmetry import symmetry_rotations
+from foundationpose_trt.pose.track_pass import TrackPass
 from foundationpose_trt.pose.tracker import TrackerSettings
 from foundationpose_trt.pose.weights import WEIGHTS_FOLDER, PoseNetworks, load_networks
 from foundationpose_trt.synthesis.objects import make_object
@@ -64,8 +65,7 @@ def test_every_object_is_tracked_to_its_true_pose(view, chunk):
         assert after[0] < LIMIT_DEG and after[1] < LIMIT_MM
         quality = estimates[index].quality
         assert quality.agreement > 0.9 and quality.visible > 0.7
-    calls = {0: [3], 2: [2, 1], 1: [1, 1, 1]}[chunk]
-    assert networks.refiner.calls == calls * 3 and not networks.scorer.calls
+    assert networks.refiner.calls == [3] * 3 and not networks.scorer.calls
 
 
 def test_together_is_as_one_by_one_and_as_alone(view):
@@ -148,49 +148,28 @@ def test_nothing_to_track_costs_nothing(view):
 # --- one way there, one way back -------------------------------------------------------------
 @pytest.fixture
 def transfers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Names of the uploader's methods in the order of their calls."""
+    """Names of the methods that bring something there or back, in the order of their calls."""
     made_calls: list[str] = []
 
-    def counted(name: str) -> None:
-        original = getattr(Uploader, name)
+    def counted(kind: type, name: str) -> None:
+        original = getattr(kind, name)
 
-        def call(self: Uploader, *args: object) -> object:
+        def call(self: object, *args: object) -> object:
             made_calls.append(name)
             return original(self, *args)
 
-        monkeypatch.setattr(Uploader, name, call)
+        monkeypatch.setattr(kind, name, call)
 
-    for name in ('upload', 'filtered_depth', 'download'):
-        counted(name)
+    for name in ('begin', 'write', 'move', 'end'):
+        counted(TrackPass, name)
+    for name in ('upload', 'download'):
+        counted(Uploader, name)
     yield made_calls
 
 
-def test_a_batch_is_one_upload_one_filtering_and_one_download(view, transfers):
+def test_a_batch_goes_there_once_and_comes_back_once(view, transfers):
     made(settings_of(2, 3, 1, chunk=2)).track_all(view[0], dict(enumerate(STARTS)))
-    assert transfers == ['upload', 'filtered_depth', 'download']
-
-
-def test_depth_is_filtered_where_an_object_can_be_and_nowhere_else(view, monkeypatch):
-    kept: list[torch.Tensor] = []
-    original = Uploader.filtered_depth
-
-    def filtered_depth(self: Uploader, *args: object) -> torch.Tensor:
-        kept.append(original(self, *args).clone())
-        return kept[-1]
-
-    monkeypatch.setattr(Uploader, 'filtered_depth', filtered_depth)
-    made().track_all(view[0], {0: STARTS[0], 1: STARTS[1]})
-    v, u = np.mgrid[: CAMERA.height, : CAMERA.width]
-    near = np.zeros(v.shape, bool)
-    for thing, start in list(zip(THINGS, STARTS, strict=True))[:2]:
-        x, y, z = (start @ np.append(thing.center_m, 1.0))[:3]
-        # two diameters wide, and a pixel for the rounding
-        reach = 2 * 0.05 * thing.scale * CAMERA.fx / z + 1
-        across = np.abs(u - CAMERA.fx * x / z - CAMERA.cx)
-        near |= np.maximum(across, np.abs(v - CAMERA.fy * y / z - CAMERA.cy)) <= reach
-    valid = kept[0].numpy() > 0
-    assert 0.1 < near.mean() < 0.5 and not valid[~near].any()
-    assert valid[near].mean() > 0.9  # the wall is everywhere
+    assert transfers == ['begin', *['write', 'move'] * 3, 'end']
 
 
 # --- failures of one are not the others' -----------------------------------------------------

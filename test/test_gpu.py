@@ -213,13 +213,12 @@ def test_the_depth_filter_is_that_of_the_cpu():
     g = torch.Generator().manual_seed(0)
     depth = 0.6 + 0.002 * torch.randn(2, 120, 160, generator=g)
     depth[torch.rand(depth.shape, generator=g) < 0.2] = 0
-    region = torch.tensor([[0, 0, 159, 119], [20, 30, 100, 90]], dtype=torch.int32)
     filtered = [
-        DepthFilter(2, 120, 160, torch.device(device))(depth.to(device), region.to(device)).cpu()
+        DepthFilter(2, 120, 160, torch.device(device))(depth.to(device)).cpu()
         for device in (DEVICE, 'cpu')
     ]
     assert differs(*filtered, 1e-6) < 1e-3
-    assert (filtered[0][1, :28] == 0).all() and (filtered[0] > 0).float().mean() > 0.4
+    assert (filtered[0] > 0).float().mean() > 0.4
 
 
 def test_half_precision_hardly_moves_the_pose(weights):

@@ -99,41 +99,6 @@ def test_hypotheses_at_or_behind_the_camera_give_finite_inputs(spec: CropSpec, z
         assert half.isfinite().all() and half.abs().max() <= 2
 
 
-def expected_region(place_m: tuple[float, float, float]) -> list[int]:
-    """A window of twice the diameter around the projected centre, cut at the image."""
-    x, y, z = place_m
-    u, v = CAMERA.fx * x / z + CAMERA.cx, CAMERA.fy * y / z + CAMERA.cy
-    reach = 2.0 * RADIUS_M * max(CAMERA.fx, CAMERA.fy) / z
-    corners = np.rint([u - reach, v - reach, u + reach, v + reach])
-    last = np.array([SIZE[1] - 1, SIZE[0] - 1] * 2)
-    return np.clip(corners, 0, last).astype(int).tolist()
-
-
-@pytest.mark.parametrize(
-    'place_m', [(0.0, 0.0, 0.6), (0.12, -0.08, 0.5), (-0.3, 0.2, 0.6), (2.0, 0.0, 0.5)]
-)
-def test_the_neighbourhood_covers_the_object_and_its_motion(place_m):
-    region = writer_of().neighbourhood(poses_at(place_m), K, SIZE)
-    assert region.dtype == torch.int32
-    assert region.tolist() == [expected_region(place_m)]
-
-
-def test_tracking_reads_inside_the_neighbourhood():
-    """The refiner's window, shifted by 0.4 diameters either way, stays in it."""
-    place = (0.02, 0.01, 0.6)
-    left, top, right, bottom = writer_of().neighbourhood(poses_at(place), K, SIZE)[0].tolist()
-    depth = np.full(SIZE, 0.6, np.float32)
-    inside = np.zeros_like(depth)
-    inside[top : bottom + 1, left : right + 1] = 0.6
-    for dx, dy in ((0.04, 0.0), (-0.04, 0.0), (0.0, 0.04), (0.0, -0.04)):
-        moved = poses_at((place[0] + dx, place[1] + dy, place[2]))
-        crops = [
-            writer_of().write(moved, images_of(image), REFINER_CROP, SIZE)[1]
-            for image in (depth, inside)
-        ]
-        torch.testing.assert_close(crops[0], crops[1], atol=0, rtol=0)
-
-
 def test_meshes_of_other_size_scale_with_their_diameter():
     """Twice the object at twice the distance fills the crop alike."""
     small = ellipsoid(np.zeros(3))

@@ -88,7 +88,7 @@ def observed_grid(
 
 @wp.struct
 class Observation:
-    """Images (I, H, W, 3) of any dtype in 0..color_range and depth (I, H, W) metres."""
+    """Depth (I, H, W) metres, and the range of the colours that go with it."""
 
     depth: wp.array3d(dtype=float)
     intrinsics: wp.array(dtype=wp.vec4)
@@ -128,39 +128,48 @@ def inside(y: int, x: int, height: int, width: int) -> bool:
 
 
 @wp.func
-def bilinear_tap(
-    rgb: wp.array4d(dtype=Any), image: int, y: int, x: int, c: int, weight: float
-) -> float:
-    if not inside(y, x, rgb.shape[1], rgb.shape[2]):
-        return 0.0
-    return float(rgb[image, y, x, c]) * weight
+def color_at(rgb: wp.array(dtype=Any), start: int, size: wp.vec2i, y: int, x: int) -> wp.vec3:
+    """Colour of a pixel of an image (size: height, width) that begins at a pixel of rgb."""
+    if not inside(y, x, size[0], size[1]):
+        return wp.vec3(0.0, 0.0, 0.0)
+    at = (start + y * size[1] + x) * 3
+    return wp.vec3(float(rgb[at]), float(rgb[at + 1]), float(rgb[at + 2]))
+
+
+@wp.func
+def bilinear_color(
+    rgb: wp.array(dtype=Any), start: int, size: wp.vec2i, y: float, x: float
+) -> wp.vec3:
+    """Colour between pixels, black beyond the border."""
+    x0 = int(wp.floor(x))
+    y0 = int(wp.floor(y))
+    fx = x - wp.floor(x)
+    fy = y - wp.floor(y)
+    color = color_at(rgb, start, size, y0, x0) * ((1.0 - fx) * (1.0 - fy))
+    color += color_at(rgb, start, size, y0, x0 + 1) * (fx * (1.0 - fy))
+    color += color_at(rgb, start, size, y0 + 1, x0) * ((1.0 - fx) * fy)
+    color += color_at(rgb, start, size, y0 + 1, x0 + 1) * (fx * fy)
+    return color
 
 
 @wp.kernel
 def sample_observed(
-    rgb: wp.array4d(dtype=Any),
+    rgb: wp.array(dtype=Any),
     observation: Observation,
     sampling: Sampling,
     out: wp.array4d(dtype=Any),
 ):
     """Observed half "B": bilinear colour, nearest depth turned into normalised xyz, NCHW."""
     n, j, i = wp.tid()
-    image = n * rgb.shape[0] // out.shape[0]
-    height = rgb.shape[1]
-    width = rgb.shape[2]
+    image = n * observation.depth.shape[0] // out.shape[0]
+    height = observation.depth.shape[1]
+    width = observation.depth.shape[2]
     grid = sampling.grid[n]
     x = grid[0] + float(i) * grid[2]
     y = grid[1] + float(j) * grid[3]
-    x0 = int(wp.floor(x))
-    y0 = int(wp.floor(y))
-    fx = x - wp.floor(x)
-    fy = y - wp.floor(y)
+    color = bilinear_color(rgb, image * height * width, wp.vec2i(height, width), y, x)
     for c in range(3):
-        value = bilinear_tap(rgb, image, y0, x0, c, (1.0 - fx) * (1.0 - fy))
-        value += bilinear_tap(rgb, image, y0, x0 + 1, c, fx * (1.0 - fy))
-        value += bilinear_tap(rgb, image, y0 + 1, x0, c, (1.0 - fx) * fy)
-        value += bilinear_tap(rgb, image, y0 + 1, x0 + 1, c, fx * fy)
-        out[n, c, j, i] = out.dtype(value / observation.color_range)
+        out[n, c, j, i] = out.dtype(color[c] / observation.color_range)
     u = source_index(i, grid[0], grid[2])
     v = source_index(j, grid[1], grid[3])
     read_u = u
@@ -236,5 +245,6 @@ def write_observed_input(
     sampling.near_m = spec.near_m
     sampling.two_step = int(spec.two_step)
     dim = (out.shape[0], CROP_PX, CROP_PX)
-    arguments = [as_warp(images.rgb), observation, sampling, as_warp(out)]
+    rgb = images.rgb.contiguous().view(-1)
+    arguments = [as_warp(rgb), observation, sampling, as_warp(out)]
     launch(sample_observed, dim, arguments, out.device)

@@ -1,4 +1,7 @@
-"""Depth filters of the reference pipeline as batched Warp kernels (foundationpose.md §3.3)."""
+"""Depth filters of the reference pipeline as batched Warp kernels (foundationpose.md §3.3).
+
+They work on patches, each a rectangle of an image whose pixels lie one after the other.
+"""
 
 from __future__ import annotations
 
@@ -23,79 +26,97 @@ def is_valid(depth: float) -> bool:
 
 
 @wp.func
-def outside(regions: wp.array3d(dtype=int), n: int, y: int, x: int) -> bool:
-    """Whether a pixel lies outside all regions (x_first, y_first, x_last, y_last) of image n."""
-    for r in range(regions.shape[1]):
-        begun = x >= regions[n, r, 0] and y >= regions[n, r, 1]
-        if begun and x <= regions[n, r, 2] and y <= regions[n, r, 3]:
-            return False
-    return True
+def is_cut_along(first: int, size: int, at: int, image_size: int) -> bool:
+    before = first > 0 and at < 2 * RADIUS_PX
+    return before or (first + size < image_size and at >= size - 2 * RADIUS_PX)
+
+
+@wp.func
+def is_cut(patch: wp.vec4i, y: int, x: int, image_size: wp.vec2i) -> bool:
+    """Whether filtering a pixel reads past a border of the patch that is none of the image."""
+    along_x = is_cut_along(patch[0], patch[2], x, image_size[1])
+    return along_x or is_cut_along(patch[1], patch[3], y, image_size[0])
 
 
 @wp.kernel
 def erode(
-    depth: wp.array3d(dtype=float), regions: wp.array3d(dtype=int), out: wp.array3d(dtype=float)
+    depth: wp.array2d(dtype=float),
+    patches: wp.array(dtype=wp.vec4i),
+    out: wp.array2d(dtype=float),
 ):
     """Drop a pixel when more than 80 % of its window is invalid or more than 1 mm away."""
-    n, y, x = wp.tid()
-    if outside(regions, n, y, x):
+    n, i = wp.tid()
+    width = patches[n][2]
+    height = patches[n][3]
+    if i >= width * height:
         return
-    center = depth[n, y, x]
-    out[n, y, x] = 0.0
+    center = depth[n, i]
+    out[n, i] = 0.0
     if not is_valid(center):
         return
+    y = i // width
+    x = i - y * width
     total = float(0.0)
     bad = float(0.0)
-    y_last = wp.min(y + RADIUS_PX, depth.shape[1] - 1)
-    x_last = wp.min(x + RADIUS_PX, depth.shape[2] - 1)
+    y_last = wp.min(y + RADIUS_PX, height - 1)
+    x_last = wp.min(x + RADIUS_PX, width - 1)
     for v in range(wp.max(y - RADIUS_PX, 0), y_last + 1):
         for u in range(wp.max(x - RADIUS_PX, 0), x_last + 1):
-            value = depth[n, v, u]
+            value = depth[n, v * width + u]
             total += 1.0
             if not is_valid(value) or wp.abs(value - center) > EROSION_DIFFERENCE_M:
                 bad += 1.0
     if bad / total <= EROSION_RATIO:
-        out[n, y, x] = center
+        out[n, i] = center
 
 
 @wp.kernel
 def smooth(
-    depth: wp.array3d(dtype=float),
-    regions: wp.array3d(dtype=int),
+    depth: wp.array2d(dtype=float),
+    patches: wp.array(dtype=wp.vec4i),
+    image_size: wp.vec2i,
     spatial: wp.array2d(dtype=float),
-    out: wp.array3d(dtype=float),
+    out: wp.array2d(dtype=float),
 ):
-    """Gaussian mean of the neighbours within 1 cm of the window's mean; fills small holes."""
-    n, y, x = wp.tid()
-    out[n, y, x] = 0.0
-    if outside(regions, n, y, x):
+    """Gaussian mean of the neighbours within 1 cm of the window's mean; fills small holes.
+
+    image_size: height, width. Where the patch cuts off what would be read there is no depth.
+    """
+    n, i = wp.tid()
+    patch = patches[n]
+    width = patch[2]
+    height = patch[3]
+    if i >= width * height:
         return
+    out[n, i] = 0.0
+    y = i // width
+    x = i - y * width
     count = float(0.0)
     total = float(0.0)
     y_first = wp.max(y - RADIUS_PX, 0)
     x_first = wp.max(x - RADIUS_PX, 0)
-    y_last = wp.min(y + RADIUS_PX, depth.shape[1] - 1)
-    x_last = wp.min(x + RADIUS_PX, depth.shape[2] - 1)
+    y_last = wp.min(y + RADIUS_PX, height - 1)
+    x_last = wp.min(x + RADIUS_PX, width - 1)
     for v in range(y_first, y_last + 1):
         for u in range(x_first, x_last + 1):
-            value = depth[n, v, u]
+            value = depth[n, v * width + u]
             if is_valid(value):
                 count += 1.0
                 total += value
-    if count == 0.0:
+    if count == 0.0 or is_cut(patch, y, x, image_size):
         return
     mean = total / count
     weights = float(0.0)
     weighted = float(0.0)
     for v in range(y_first, y_last + 1):
         for u in range(x_first, x_last + 1):
-            value = depth[n, v, u]
+            value = depth[n, v * width + u]
             if is_valid(value) and wp.abs(value - mean) < BILATERAL_BAND_M:
                 weight = spatial[v - y + RADIUS_PX, u - x + RADIUS_PX]
                 weights += weight
                 weighted += weight * value
     if weights > 0.0:
-        out[n, y, x] = weighted / weights
+        out[n, i] = weighted / weights
 
 
 def spatial_weights() -> torch.Tensor:
@@ -106,39 +127,30 @@ def spatial_weights() -> torch.Tensor:
 
 
 class DepthFilter:
-    """Erosion then bilateral smoothing of (I, H, W) float32 metres; owns its two buffers.
-
-    Only the regions of each image are computed; outside of them the result is 0, no depth.
-    """
+    """Erosion then bilateral smoothing of (I, H, W) float32 metres; owns its two buffers."""
 
     def __init__(self, images: int, height: int, width: int, device: torch.device) -> None:
-        self._eroded = torch.zeros(images, height, width, device=device)
-        self._smooth = torch.zeros(images, height, width, device=device)
+        self._shape = (images, height, width)
+        self._eroded, self._smooth = torch.zeros(2, *self._shape, device=device).unbind()
         self._spatial = spatial_weights().to(device)
-        last = [0, 0, width - 1, height - 1]
-        self.whole = torch.tensor([last] * images, dtype=torch.int32, device=device)
+        whole = [[0, 0, width, height]] * images
+        self._patches = torch.tensor(whole, dtype=torch.int32, device=device)
 
-    def __call__(self, depth_m: torch.Tensor, regions: torch.Tensor | None = None) -> torch.Tensor:
-        """Filter; regions int32 inclusive x_first, y_first, x_last, y_last, default all.
+    def __call__(self, depth_m: torch.Tensor) -> torch.Tensor:
+        """Filter whole images; the result is the filter's buffer, valid until the next call.
 
-        regions: (I, 4), or (I, R, 4) for the union of R of them in each image. The returned
-        tensor is the filter's buffer, valid until the next call. Raises ValueError when the
-        depth is not of the size given on construction.
+        Raises ValueError when the depth is not of the size given on construction.
         """
         require(
-            depth_m.shape == self._smooth.shape,
-            f'depth is {tuple(depth_m.shape)}, this filter is for {tuple(self._smooth.shape)}',
+            depth_m.shape == self._shape,
+            f'depth is {tuple(depth_m.shape)}, this filter is for {self._shape}',
         )
-        inner = (self.whole if regions is None else regions).reshape(len(depth_m), -1, 4)
-        outer = self._grown(inner)
-        shape, device = tuple(depth_m.shape), depth_m.device
-        source, eroded, smoothed = map(as_warp, (depth_m, self._eroded, self._smooth))
-        launch(erode, shape, [source, as_warp(outer), eroded], device)
-        spatial = as_warp(self._spatial)
-        launch(smooth, shape, [eroded, as_warp(inner), spatial, smoothed], device)
+        images, height, width = self._shape
+        dim, device = (images, height * width), depth_m.device
+        flat = (depth_m.contiguous(), self._eroded, self._smooth)
+        source, eroded, smoothed = (as_warp(one.view(dim)) for one in flat)
+        patches = as_warp(self._patches, wp.vec4i)
+        launch(erode, dim, [source, patches, eroded], device)
+        size, spatial = wp.vec2i(height, width), as_warp(self._spatial)
+        launch(smooth, dim, [eroded, patches, size, spatial, smoothed], device)
         return self._smooth
-
-    @staticmethod
-    def _grown(regions: torch.Tensor) -> torch.Tensor:
-        """Extend regions by the window radius: smoothing reads that far into the erosion."""
-        return torch.cat([regions[..., :2] - 2, regions[..., 2:] + 2], dim=-1)

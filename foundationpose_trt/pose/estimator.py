@@ -28,6 +28,7 @@ from .mesh import ObjectMesh
 from .observation import Uploader
 from .quality import depth_evidence
 from .readout import Readout
+from .track_pass import TrackPass, run_pass
 from .update import apply_update
 from .views import ViewWriter
 from .weights import PoseNetworks
@@ -67,6 +68,7 @@ class PoseEstimator:
         graphs = self.settings[0].cuda_graph_cache_capacity
         self.inference = PoseInference(engines, networks, self._views.crops, graphs)
         self._uploader: Uploader | None = None
+        self._track_pass: TrackPass | None = None
         self._is_warm = False
 
     @property
@@ -110,9 +112,8 @@ class PoseEstimator:
 
     def _crops_at_once(self, settings: Sequence[EstimatorSettings]) -> int:
         most = max(len(start_rotations(one.symmetries)) for one in settings)
-        most = max(most, len(self.meshes))
         by_device = CPU_CHUNK if self.device.type == 'cpu' else most
-        return min(settings[0].chunk or by_device, most)
+        return max(min(settings[0].chunk or by_device, most), len(self.meshes))
 
     def warm_up(self, intrinsics: CameraIntrinsics) -> None:
         """Run the real register and track once on a blank frame of the camera's size.
@@ -211,26 +212,12 @@ class PoseEstimator:
         self, frame: Frame, camera_from_centered: np.ndarray, indices: Sequence[int]
     ) -> dict[int, PoseEstimate]:
         """Track poses (n, 4, 4) of the objects, which are ordered by falling iterations."""
-        size, n = frame.depth_m.shape, len(indices)
-        uploader = self._uploader_for(size)
-        observed = uploader.upload(frame, None, None, camera_from_centered, indices)
-        poses, objects = observed.pose, observed.objects
-        regions = self._views.neighbourhood(poses, observed.intrinsics, size, objects)
-        depth = uploader.filtered_depth(observed, regions)
-        images = ObservedImages(observed.rgb, depth[None], observed.intrinsics)
-        iterations = [self._settings[index].track_iterations for index in indices]
-        for done in range(iterations[0]):
-            active = sum(of_object > done for of_object in iterations)
-            refined = self._refine(poses[:active], images, objects[:active])
-            poses = torch.cat([refined, poses[active:]])
-        evidence = self._evidence(poses, images, objects).float()
-        values = uploader.download(torch.cat([poses.flatten(), evidence.flatten()]))
-        numbers = zip(
-            values[: 16 * n].reshape(n, 4, 4), values[16 * n :].reshape(n, 4), strict=True
-        )
+        track = self._track_pass_for(frame.depth_m.shape)
+        wanted = [(index, self._settings[index].track_iterations) for index in indices]
+        found = run_pass(track, self.inference.refine, frame, camera_from_centered, wanted)
         return {
-            index: self._readouts[index].estimate(*of_object)
-            for index, of_object in zip(indices, numbers, strict=True)
+            index: self._readouts[index].estimate(row[:16].reshape(4, 4), row[16:])
+            for index, row in zip(indices, found, strict=True)
         }
 
     @torch.inference_mode()
@@ -258,11 +245,11 @@ class PoseEstimator:
     def _centered(self, index: int, camera_from_object: np.ndarray) -> np.ndarray:
         self._require_known(index)
         last = camera_from_object @ self.meshes[index].object_from_centered
-        require(
-            bool(np.isfinite(last).all()),
-            f'the pose to track from is not finite, object {index} ({self.meshes[index].name}):'
-            f' {last}',
-        )
+        if not np.isfinite(last).all():
+            raise ValueError(
+                f'the pose to track from is not finite, object {index}'
+                f' ({self.meshes[index].name}): {last}'
+            )
         return last
 
     def _all_of(self, index: int, count: int) -> torch.Tensor:
@@ -274,12 +261,19 @@ class PoseEstimator:
         On CUDA by events and without waiting for them, so of a frame or more before; None where
         there is nothing new.
         """
-        return None if self._uploader is None else self._uploader.timer.take_ms()
+        timers = [one.timer for one in (self._track_pass, self._uploader) if one is not None]
+        found = [timer.take_ms() for timer in timers]
+        return next((value for value in found if value is not None), None)
 
     def _uploader_for(self, size: tuple[int, ...]) -> Uploader:
         if self._uploader is None or self._uploader.size != size:
-            self._uploader = Uploader(size[0], size[1], self.device, len(self.meshes))
+            self._uploader = Uploader(size[0], size[1], self.device)
         return self._uploader
+
+    def _track_pass_for(self, size: tuple[int, ...]) -> TrackPass:
+        if self._track_pass is None or self._track_pass.size != size:
+            self._track_pass = self._views.track_pass((size[0], size[1]), len(self.meshes))
+        return self._track_pass
 
     def _run_schedule(
         self, poses: torch.Tensor, images: ObservedImages, index: int

@@ -28,9 +28,10 @@ SHARED = ('chunk', 'cuda_graph_cache_capacity')  # by the objects of one estimat
 
 @dataclass(frozen=True)
 class EstimatorSettings:
-    """Choices of one estimator for one object. Depths in metres; chunk = crops per network call.
+    """Choices of one estimator for one object. Depths in metres.
 
-    chunk 0 takes all at once on CUDA and 16 on a CPU, where larger batches leave the cache.
+    chunk: hypotheses of a registration that go through the networks at once; 0 takes all on CUDA
+    and 16 on a CPU, where larger batches leave the cache. Tracked objects are always one batch.
     """
 
     schedule: tuple[RegisterStage, ...] = FULL_SCHEDULE

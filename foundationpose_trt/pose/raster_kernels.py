@@ -257,20 +257,21 @@ def bounded(value: float) -> float:
     return value
 
 
-@wp.kernel
-def shade_network_input(
+@wp.func
+def write_rendered(  # noqa: PLR0913 (a Warp function writes through its parameters)
     meshes: Meshes,
     instances: Instances,
-    visibility: wp.array3d(dtype=wp.uint64),
+    packed: wp.uint64,
     inverse_radius: wp.array(dtype=float),
     near_m: float,
+    n: int,
+    y: int,
+    x: int,
     out: wp.array4d(dtype=Any),
 ):
-    """Rendered half "A" of the network input: head-lit colour and normalised xyz, NCHW."""
-    n, y, x = wp.tid()
+    """Write one pixel of the rendered half "A": head-lit colour and normalised xyz."""
     color = wp.vec3(0.0, 0.0, 0.0)
     xyz = wp.vec3(0.0, 0.0, 0.0)
-    packed = visibility[n, y, x]
     if packed != EMPTY:
         at = fragment_at(meshes, instances, n, wp.vec2(float(x), float(y)), packed)
         albedo = albedo_at(meshes, instances, at)
@@ -283,6 +284,21 @@ def shade_network_input(
     for c in range(3):
         out[n, c, y, x] = out.dtype(wp.clamp(color[c], 0.0, 1.0))
         out[n, c + 3, y, x] = out.dtype(bounded(xyz[c]))
+
+
+@wp.kernel
+def shade_network_input(
+    meshes: Meshes,
+    instances: Instances,
+    visibility: wp.array3d(dtype=wp.uint64),
+    inverse_radius: wp.array(dtype=float),
+    near_m: float,
+    out: wp.array4d(dtype=Any),
+):
+    """Rendered half "A" of the network input, NCHW."""
+    n, y, x = wp.tid()
+    packed = visibility[n, y, x]
+    write_rendered(meshes, instances, packed, inverse_radius, near_m, n, y, x, out)
 
 
 @wp.struct

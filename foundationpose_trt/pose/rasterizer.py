@@ -53,6 +53,14 @@ def _require_shape(name: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> N
     require(tensor.shape == shape, f'{name} is {tuple(tensor.shape)}, must be {shape}')
 
 
+def meshes_of(bank: MeshBank) -> kernels.Meshes:
+    """Return a bank's arrays as the kernels take them."""
+    meshes = kernels.Meshes()
+    for name in kernels.Meshes.vars:  # type: ignore[attr-defined]  # wp.struct adds it
+        setattr(meshes, name, getattr(bank, name))
+    return meshes
+
+
 class Rasterizer:
     """Draws up to `slots` mesh instances into each of `images` rasters of one size.
 
@@ -74,9 +82,7 @@ class Rasterizer:
         self._images = 0
         self._held: tuple[torch.Tensor, ...] = ()
         self._image_buffers: tuple[torch.Tensor, ...] | None = None
-        self._meshes = kernels.Meshes()
-        for name in kernels.Meshes.vars:  # type: ignore[attr-defined]  # wp.struct adds it
-            setattr(self._meshes, name, getattr(bank, name))
+        self._meshes = meshes_of(bank)
         self._instances = kernels.Instances()
 
     def draw(

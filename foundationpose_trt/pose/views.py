@@ -21,8 +21,7 @@ from .crops import (
 from .mesh import ObjectMesh
 from .mesh_bank import MeshBank
 from .rasterizer import Rasterizer
-
-NEIGHBOURHOOD_RATIO = 2.0  # the refiner's 1.2 and 0.4 diameters of motion to each side
+from .track_pass import TrackPass
 
 
 class ViewWriter:
@@ -44,7 +43,8 @@ class ViewWriter:
         meshes = (meshes,) if isinstance(meshes, ObjectMesh) else tuple(meshes)
         diameters = torch.tensor([mesh.diameter_m for mesh in meshes], dtype=torch.float64)
         self.capacity = capacity
-        self._raster = Rasterizer(MeshBank(meshes, device), capacity)
+        self._meshes, self._bank = meshes, MeshBank(meshes, device)
+        self._raster = Rasterizer(self._bank, capacity)
         self._diameters = diameters.to(device)
         self._inverse_radii = (2 / diameters).float().to(device)  # by mesh, 1 / metres
         self._first = torch.zeros(capacity, dtype=torch.int32, device=device)
@@ -129,20 +129,7 @@ class ViewWriter:
         depth_m = images.depth_m[0][row[:, :, None], column[:, None]]
         return depth_m * (in_row[:, :, None] & in_column[:, None])
 
-    def neighbourhood(
-        self,
-        poses: torch.Tensor,
-        intrinsics: torch.Tensor,
-        size: tuple[int, ...],
-        objects: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Image regions (n, 4) int32 x_first, y_first, x_last, y_last that tracking can read."""
-        objects = self._known(objects, poses)
-        diameters = self._diameters.index_select(0, objects)
-        window = crop_windows(poses[:, :3, 3], intrinsics, diameters, NEIGHBOURHOOD_RATIO)
-        low = window[:, :2]
-        high = window[:, :2] + window[:, 2:]
-        limits_x, limits_y = size[1] - 1, size[0] - 1
-        x = torch.stack([low[:, 0], high[:, 0]], 1).clamp(0, limits_x)
-        y = torch.stack([low[:, 1], high[:, 1]], 1).clamp(0, limits_y)
-        return torch.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], 1).to(torch.int32)
+    def track_pass(self, size: tuple[int, int], count: int) -> TrackPass:
+        """Return a pass over `count` poses in images (H, W) that writes this writer's buffers."""
+        crops = (self._rendered[:count], self._observed[:count])
+        return TrackPass(self._bank, [m.diameter_m for m in self._meshes], crops, size)

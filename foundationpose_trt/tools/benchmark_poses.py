@@ -31,7 +31,7 @@ START_SHARE = 0.05  # of the diameter, per axis
 class PoseTask:
     """One object, one view, the true pose and a start off it; both camera_from_object (4, 4).
 
-    points: (P, 3) metres on the surface, to measure errors by.
+    points: (P, 3) metres on the surface, to measure errors by. mask: (H, W) bool, what is visible.
     """
 
     mesh: ObjectMesh
@@ -39,6 +39,7 @@ class PoseTask:
     frame: Frame
     truth: np.ndarray
     start: np.ndarray
+    mask: np.ndarray
 
 
 def make_tasks(objects: int, views: int, device: str) -> list[PoseTask]:
@@ -53,7 +54,8 @@ def make_tasks(objects: int, views: int, device: str) -> list[PoseTask]:
         seen = [image for image in images if image.visible_share >= MIN_VISIBLE][:views]
         for image in seen:
             truth = image.camera_from_object
-            tasks.append(PoseTask(mesh, points, image.frame, truth, _start(truth, mesh, rng)))
+            start = _start(truth, mesh, rng)
+            tasks.append(PoseTask(mesh, points, image.frame, truth, start, image.mask))
     return tasks
 
 

@@ -1,0 +1,280 @@
+"""Warp kernels of a tracked frame: all that stands between two runs of the refiner, fused.
+
+The rules are those of crops.py, update.py and quality.py, which state them in torch; here they
+are launched as few kernels with fixed arguments. Everything is float32 but the crop window.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import warp as wp
+
+from .crops import bilinear_color, inside, source_index
+from .raster_kernels import EMPTY, Instances, Meshes, bounded, write_rendered
+
+CROP_PX = wp.constant(160)
+POSE_VALUES = wp.constant(16)
+COUNTS = wp.constant(4)  # of quality.depth_evidence, behind the pose in a row of results
+RUN_PX = wp.constant(16)  # of a row of the crop, counted by one thread
+SMALL_SQUARED = wp.constant(1.0e-8)  # below, sine and cosine by their series: geometry.exp_so3
+LARGEST_PX = wp.constant(wp.float64(1.0e6))
+NEAREST_M = wp.constant(wp.float64(1.0e-3))
+HALF = wp.constant(wp.float64(0.5))
+SIDE = wp.constant(wp.float64(160.0))
+SIDE_SEEN = wp.constant(wp.float64(159.0))  # foundationpose.md §2.4
+
+# The floats of a call: what the header of an upload holds, before the poses and their objects.
+HEADER = ('fx', 'fy', 'cx', 'cy', 'width', 'height', 'x', 'y', 'patch_width', 'patch_height')
+HEADER_VALUES = wp.constant(len(HEADER))
+
+
+@wp.struct
+class Tracked:
+    """What a call knows of its poses; arrays of length n, and what they are made of.
+
+    grid: source of crop pixels as crops.observed_grid; results: (n, 20) pose, counts.
+    diameters_m, default_texture: by mesh. patch: x, y, width, height, of one entry.
+    """
+
+    instances: Instances
+    grid: wp.array(dtype=wp.vec4)
+    results: wp.array2d(dtype=float)
+    diameters_m: wp.array(dtype=wp.float64)
+    default_texture: wp.array(dtype=int)
+    header: wp.array(dtype=float)
+    patch: wp.array(dtype=wp.vec4i)
+    ratio: wp.float64
+    poses: int  # room for them in the header
+
+
+@wp.struct
+class Seen:
+    """The patch of the image: its colours, and its depth after filtering, metres.
+
+    inverse_radius: 2 / diameter by mesh, 1 / metres, what xyz is normalised by.
+    """
+
+    rgb: wp.array(dtype=wp.uint8)
+    depth: wp.array2d(dtype=float)
+    near_m: float
+    inverse_radius: wp.array(dtype=float)
+
+
+@wp.func
+def limited(value: wp.float64) -> wp.float64:
+    """Keep a pixel coordinate in integers; of what is not finite, far outside the image."""
+    if not wp.isfinite(value):
+        return LARGEST_PX
+    return wp.clamp(value, -LARGEST_PX, LARGEST_PX)
+
+
+@wp.func
+def side(low: wp.float64, high: wp.float64) -> wp.float64:
+    if not wp.isfinite(high - low):
+        return wp.float64(1.0)
+    return wp.clamp(high - low, wp.float64(1.0), LARGEST_PX)
+
+
+@wp.func
+def place_crop(tracked: Tracked, n: int):
+    """Set what a pose's crop needs: the rendered half's intrinsics, the observed half's grid."""
+    pose = tracked.instances.camera_from_centered[n]
+    header = tracked.header
+    fx = wp.float64(header[0])
+    fy = wp.float64(header[1])
+    cx = wp.float64(header[2])
+    cy = wp.float64(header[3])
+    z = wp.max(wp.float64(pose[2, 3]), NEAREST_M)
+    u = fx * wp.float64(pose[0, 3]) / z + cx
+    v = fy * wp.float64(pose[1, 3]) / z + cy
+    diameter = tracked.diameters_m[tracked.instances.mesh[n]]
+    radius = wp.max(fx, fy) * (tracked.ratio * diameter * HALF) / z
+    left = wp.rint(u - radius)
+    top = wp.rint(v - radius)
+    size_x = side(left, wp.rint(u + radius))
+    size_y = side(top, wp.rint(v + radius))
+    left = limited(left)
+    top = limited(top)
+    step_x = size_x * (SIDE_SEEN / SIDE) / SIDE
+    step_y = size_y * (SIDE_SEEN / SIDE) / SIDE
+    tracked.instances.intrinsics[n] = wp.vec4(
+        float(fx / step_x),
+        float(fy / step_y),
+        float((cx - left) / step_x - HALF),
+        float((cy - top) / step_y - HALF),
+    )
+    width = wp.float64(header[4])
+    height = wp.float64(header[5])
+    scale_x = width / (width - wp.float64(1.0))
+    scale_y = height / (height - wp.float64(1.0))
+    tracked.grid[n] = wp.vec4(
+        float(left * scale_x - HALF),
+        float(top * scale_y - HALF),
+        float(size_x / SIDE * scale_x),
+        float(size_y / SIDE * scale_y),
+    )
+
+
+@wp.func
+def keep_pose(tracked: Tracked, n: int, pose: wp.mat44):
+    """Make a pose the current one: for the next crop and in the results, with nothing counted."""
+    tracked.instances.camera_from_centered[n] = pose
+    for i in range(4):
+        for j in range(4):
+            tracked.results[n, i * 4 + j] = pose[i, j]
+    for k in range(COUNTS):
+        tracked.results[n, POSE_VALUES + k] = 0.0
+    place_crop(tracked, n)
+
+
+@wp.kernel
+def start(tracked: Tracked):
+    """Take the poses of a call out of its header."""
+    n = wp.tid()
+    header = tracked.header
+    first = HEADER_VALUES + n * POSE_VALUES
+    pose = wp.mat44()
+    for i in range(4):
+        for j in range(4):
+            pose[i, j] = header[first + i * 4 + j]
+    mesh = int(header[HEADER_VALUES + tracked.poses * POSE_VALUES + n])
+    tracked.instances.mesh[n] = mesh
+    tracked.instances.texture[n] = tracked.default_texture[mesh]
+    if n == 0:
+        tracked.patch[0] = wp.vec4i(int(header[6]), int(header[7]), int(header[8]), int(header[9]))
+    keep_pose(tracked, n, pose)
+
+
+@wp.func
+def exponential(w: wp.vec3) -> wp.mat33:
+    """Rodrigues' formula (geometry.exp_so3)."""
+    squared = wp.dot(w, w)
+    sine = 1.0 - squared / 6.0
+    cosine = 0.5 - squared / 24.0
+    if squared >= SMALL_SQUARED:
+        angle = wp.sqrt(squared)
+        sine = wp.sin(angle) / angle
+        cosine = (1.0 - wp.cos(angle)) / squared
+    k = wp.skew(w)
+    return wp.identity(3, dtype=float) + sine * k + cosine * (k * k)
+
+
+@wp.kernel
+def move(
+    tracked: Tracked,
+    trans: wp.array2d(dtype=Any),
+    rot: wp.array2d(dtype=Any),
+    rot_normalizer_rad: float,
+):
+    """Apply the refiner's output to the poses (update.apply_update) and place their next crops."""
+    n = wp.tid()
+    pose = tracked.instances.camera_from_centered[n]
+    w = wp.vec3(wp.tanh(float(rot[n, 0])), wp.tanh(float(rot[n, 1])), wp.tanh(float(rot[n, 2])))
+    turn = wp.transpose(exponential(w * rot_normalizer_rad))
+    radius = float(tracked.diameters_m[tracked.instances.mesh[n]] * HALF)
+    moved = wp.mat44()
+    for i in range(3):
+        for j in range(3):
+            total = float(0.0)
+            for k in range(3):
+                total += turn[i, k] * pose[k, j]
+            moved[i, j] = total
+        moved[i, 3] = pose[i, 3] + float(trans[n, i]) * radius
+    moved[3, 3] = 1.0
+    keep_pose(tracked, n, moved)
+
+
+@wp.kernel
+def write_crops(
+    tracked: Tracked,
+    meshes: Meshes,
+    visibility: wp.array3d(dtype=wp.uint64),
+    seen: Seen,
+    rendered: wp.array4d(dtype=Any),
+    observed: wp.array4d(dtype=Any),
+):
+    """Write both halves of the network's input; leaves the visibility buffer empty."""
+    n, j, i = wp.tid()
+    packed = visibility[n, j, i]
+    visibility[n, j, i] = EMPTY
+    write_rendered(
+        meshes, tracked.instances, packed, seen.inverse_radius, seen.near_m, n, j, i, rendered
+    )
+    grid = tracked.grid[n]
+    patch = tracked.patch[0]
+    size = wp.vec2i(patch[3], patch[2])
+    x = grid[0] + float(i) * grid[2] - float(patch[0])
+    y = grid[1] + float(j) * grid[3] - float(patch[1])
+    color = bilinear_color(seen.rgb, 0, size, y, x)
+    for c in range(3):
+        observed[n, c, j, i] = observed.dtype(color[c] / 255.0)
+    u = source_index(i, grid[0], grid[2])
+    v = source_index(j, grid[1], grid[3])
+    xyz = wp.vec3(0.0, 0.0, 0.0)
+    column = u - patch[0]
+    row = v - patch[1]
+    if inside(row, column, patch[3], patch[2]):
+        z = seen.depth[0, row * patch[2] + column]
+        if z >= seen.near_m:
+            header = tracked.header
+            pose = tracked.instances.camera_from_centered[n]
+            point = wp.vec3(
+                (float(u) - header[2]) / header[0] * z, (float(v) - header[3]) / header[1] * z, z
+            )
+            center = wp.vec3(pose[0, 3], pose[1, 3], pose[2, 3])
+            xyz = (point - center) * seen.inverse_radius[tracked.instances.mesh[n]]
+    for c in range(3):
+        observed[n, c + 3, j, i] = observed.dtype(bounded(xyz[c]))
+
+
+@wp.struct
+class Tolerance:
+    """What the observed depth may be off the rendered one, metres (see quality.py)."""
+
+    least_m: float
+    of_diameter: float
+    of_depth_squared: float
+
+
+@wp.kernel
+def count_evidence(
+    tracked: Tracked,
+    visibility: wp.array3d(dtype=wp.uint64),
+    seen: Seen,
+    tolerance: Tolerance,
+):
+    """Count rendered, agreeing, nearer and farther pixels; leaves the visibility buffer empty.
+
+    One thread takes RUN_PX pixels of a row.
+    """
+    n, j, run = wp.tid()
+    grid = tracked.grid[n]
+    patch = tracked.patch[0]
+    center_z = tracked.instances.camera_from_centered[n][2, 3]
+    diameter = float(tracked.diameters_m[tracked.instances.mesh[n]])
+    z = wp.max(center_z, 0.0)
+    allowed = tolerance.least_m + tolerance.of_depth_squared * z * z
+    allowed = wp.max(allowed, diameter * tolerance.of_diameter)
+    counts = wp.vec4(0.0, 0.0, 0.0, 0.0)
+    row = source_index(j, grid[1], grid[3]) - patch[1]
+    for i in range(run * RUN_PX, (run + 1) * RUN_PX):
+        packed = visibility[n, j, i]
+        if packed != EMPTY:
+            visibility[n, j, i] = EMPTY
+            counts[0] = counts[0] + 1.0
+            column = source_index(i, grid[0], grid[2]) - patch[0]
+            observed = float(0.0)
+            if inside(row, column, patch[3], patch[2]):
+                observed = seen.depth[0, row * patch[2] + column]
+            if observed > 0.0:
+                gap = observed - wp.cast(wp.uint32(packed >> wp.uint64(32)), wp.float32)
+                if wp.abs(gap) <= allowed:
+                    counts[1] = counts[1] + 1.0
+                elif gap < 0.0:
+                    counts[2] = counts[2] + 1.0
+                else:
+                    counts[3] = counts[3] + 1.0
+    for k in range(COUNTS):
+        if counts[k] > 0.0:
+            wp.atomic_add(tracked.results, n, POSE_VALUES + k, counts[k])

@@ -1,0 +1,275 @@
+"""One tracked frame around the refiner: one way there, few launches, one way back.
+
+Only what a pose can reach is copied to the device, on a stream of its own while the first crop is
+being drawn. Launches are recorded once and repeated; the CUDA graph is the refiner's alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import warp as wp
+
+from ..datatypes import CameraIntrinsics, Frame
+from ..runtime.stage_timer import StageTimer
+from ..warp_launch import RecordedLaunch, as_warp, stream_of
+from . import track_kernels as kernels
+from .crops import CROP_PX, REFINER_CROP
+from .depth import erode, smooth, spatial_weights
+from .mesh_bank import MeshBank
+from .patch import Patch, neighbourhood
+from .quality import MIN_TOLERANCE_M, TOLERANCE_OF_DEPTH_SQUARED, TOLERANCE_OF_DIAMETER
+from .raster_kernels import Instances, rasterize
+from .rasterizer import meshes_of
+from .update import ROT_NORMALIZER_RAD
+
+HEADER, POSE, COUNTS = len(kernels.HEADER), 16, 4
+STEP_PX = 4096  # of the filters' launches: a patch that grows by less needs no other one
+TRANS, ROT = 1, 2  # places among the arguments of kernels.move
+
+Crops = tuple[torch.Tensor, torch.Tensor]
+
+
+class _Staged:
+    """A buffer of the device and the pinned one that is copied into it; on a CPU they are one."""
+
+    def __init__(self, count: int, dtype: torch.dtype, device: torch.device) -> None:
+        pinned = device.type == 'cuda'
+        self.staging = torch.zeros(count, dtype=dtype, pin_memory=pinned)
+        self.values = self.staging.numpy()
+        self.on_device = torch.zeros(count, dtype=dtype, device=device) if pinned else self.staging
+
+    def send(self, count: int) -> None:
+        """Copy the first values, asynchronously."""
+        if self.on_device is not self.staging:
+            self.on_device[:count].copy_(self.staging[:count], non_blocking=True)
+
+
+class TrackPass:
+    """Tracks poses of objects of one bank in images of one size. Not thread-safe.
+
+    begin() takes a frame and poses; then write() and move() alternate, once per iteration of the
+    refiner; end() waits for the result. Nothing else waits, and begin() must not come before the
+    end() of the frame before: its staging memory is used again.
+    """
+
+    def __init__(
+        self,
+        bank: MeshBank,
+        diameters_m: Sequence[float],
+        crops: Crops,
+        size: tuple[int, int],
+    ) -> None:
+        """diameters_m: of the bank's meshes. crops: rendered and observed (n, 6, 160, 160), the
+        buffers that write() fills; n poses at most. size: height, width of the images."""
+        self.size = size
+        self._bank, self._device, self._crops = bank, bank.device, crops
+        self._count = len(crops[0])
+        self._diameters_m = np.asarray(diameters_m, np.float64)
+        self._is_cuda = self._device.type == 'cuda'
+        pixels = size[0] * size[1]
+        header = HEADER + (POSE + 1) * self._count
+        self._header = _Staged(header, torch.float32, self._device)
+        self._rgb = _Staged(3 * pixels, torch.uint8, self._device)
+        self._depth = _Staged(pixels, torch.float32, self._device)
+        self.timer = StageTimer(self._device)  # of the copies
+        self._held: list[Any] = []  # what recorded launches read and write
+        self._stream: wp.Stream | None = None
+        self._outputs: dict[int, torch.Tensor] = {}  # of the refiner, by place in move's arguments
+        if self._is_cuda:
+            self._copying = torch.cuda.Stream(self._device)
+            self._copied, self._done = torch.cuda.Event(), torch.cuda.Event()
+        self._results_host = torch.zeros(
+            self._count, POSE + COUNTS, pin_memory=self._is_cuda, dtype=torch.float32
+        )
+        self._record()
+
+    def _tensor(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        tensor = torch.zeros(shape, dtype=dtype, device=self._device)
+        self._held.append(tensor)
+        return tensor
+
+    def _record(self) -> None:
+        """Prepare every launch, with all poses; nothing runs."""
+        n, device = self._count, self._device
+        self._results = self._tensor((n, POSE + COUNTS))
+        self._visibility = self._tensor((n, CROP_PX, CROP_PX), torch.int64).fill_(-1)
+        visibility = as_warp(self._visibility, wp.uint64)
+        tracked, meshes = self._tracked(), meshes_of(self._bank)
+        seen = self._record_filters(tracked)
+        self._held += [tracked, meshes, seen]
+        faces = (n, self._bank.max_faces)
+        pixels = (n, CROP_PX, CROP_PX)
+        rendered, observed = (as_warp(half) for half in self._crops)
+        crops = [tracked, meshes, visibility, seen, rendered, observed]
+        half = as_warp(self._tensor((n, 3), self._crops[0].dtype))
+        tolerance = kernels.Tolerance()
+        tolerance.least_m, tolerance.of_diameter = MIN_TOLERANCE_M, TOLERANCE_OF_DIAMETER
+        tolerance.of_depth_squared = TOLERANCE_OF_DEPTH_SQUARED
+        moved = [tracked, half, half, ROT_NORMALIZER_RAD]
+        drawn = [meshes, tracked.instances, visibility]
+        counted = [tracked, visibility, seen, tolerance]
+        self._start = RecordedLaunch(kernels.start, (n,), [tracked], device)
+        self._draw = RecordedLaunch(rasterize, faces, drawn, device)
+        self._write = RecordedLaunch(kernels.write_crops, pixels, crops, device)
+        self._move = RecordedLaunch(kernels.move, (n,), moved, device)
+        runs = (n, CROP_PX, CROP_PX // int(kernels.RUN_PX))
+        self._count_evidence = RecordedLaunch(kernels.count_evidence, runs, counted, device)
+
+    def _tracked(self) -> Any:
+        n, bank = self._count, self._bank
+        instances = Instances()
+        instances.mesh = as_warp(self._tensor((n,), torch.int32))
+        instances.texture = as_warp(self._tensor((n,), torch.int32))
+        instances.camera_from_centered = as_warp(self._tensor((n, 4, 4)), wp.mat44)
+        instances.intrinsics = as_warp(self._tensor((n, 4)), wp.vec4)
+        instances.slots = 1
+        tracked = kernels.Tracked()
+        tracked.instances = instances
+        tracked.grid = as_warp(self._tensor((n, 4)), wp.vec4)
+        tracked.results = as_warp(self._results)
+        diameters = torch.tensor(self._diameters_m, dtype=torch.float64, device=self._device)
+        self._held.append(diameters)
+        tracked.diameters_m = as_warp(diameters)
+        tracked.default_texture = as_warp(bank.default_texture_device)
+        tracked.header = as_warp(self._header.on_device)
+        self._patch = self._tensor((1, 4), torch.int32)
+        tracked.patch = as_warp(self._patch, wp.vec4i)
+        tracked.ratio = REFINER_CROP.ratio
+        tracked.poses = n
+        return tracked
+
+    def _record_filters(self, tracked: Any) -> Any:
+        """Prepare the depth filters; returns what the crops see of the depth."""
+        pixels = self.size[0] * self.size[1]
+        eroded, smoothed = self._tensor((1, pixels)), self._tensor((1, pixels))
+        spatial = spatial_weights().to(self._device)
+        self._held.append(spatial)
+        source = as_warp(self._depth.on_device.view(1, -1))
+        size = wp.vec2i(*self.size)
+        erosion = [source, tracked.patch, as_warp(eroded)]
+        smoothing = [as_warp(eroded), tracked.patch, size, as_warp(spatial), as_warp(smoothed)]
+        self._erode = RecordedLaunch(erode, (1, pixels), erosion, self._device)
+        self._smooth = RecordedLaunch(smooth, (1, pixels), smoothing, self._device)
+        radii = torch.tensor(2 / self._diameters_m, dtype=torch.float32, device=self._device)
+        self._held.append(radii)
+        seen = kernels.Seen()
+        seen.rgb = as_warp(self._rgb.on_device)
+        seen.inverse_radius = as_warp(radii)
+        seen.depth = as_warp(smoothed)
+        seen.near_m = REFINER_CROP.near_m
+        self.filtered = smoothed
+        return seen
+
+    def begin(
+        self, frame: Frame, camera_from_centered: np.ndarray, objects: Sequence[int]
+    ) -> None:
+        """Bring a frame and the poses (n, 4, 4) of meshes `objects` to the device.
+
+        frame: of the size given on construction.
+        """
+        n = len(objects)
+        diameters_m = self._diameters_m[list(objects)]
+        patch = neighbourhood(camera_from_centered, frame.intrinsics, diameters_m)
+        self._stream = stream_of(self._device)
+        self._fill_header(frame.intrinsics, patch, camera_from_centered, objects)
+        self._header.send(len(self._header.values))
+        self._start((n,), self._stream)
+        self._draw_crops(n)
+        self._send(frame, patch)
+        threads = min(self.size[0] * self.size[1], -(-patch.pixels // STEP_PX) * STEP_PX)
+        self._erode((1, threads), self._stream)
+        self._smooth((1, threads), self._stream)
+
+    def _fill_header(
+        self,
+        k: CameraIntrinsics,
+        patch: Patch,
+        camera_from_centered: np.ndarray,
+        objects: Sequence[int],
+    ) -> None:
+        n, values = len(objects), self._header.values
+        values[:HEADER] = (
+            k.fx, k.fy, k.cx, k.cy, k.width, k.height, patch.x, patch.y, patch.width, patch.height,
+        )  # fmt: skip
+        values[HEADER : HEADER + POSE * n] = camera_from_centered.ravel()
+        first = HEADER + POSE * self._count
+        values[first : first + n] = objects
+
+    def _send(self, frame: Frame, patch: Patch) -> None:
+        """Pack the patch and copy it; the current stream goes on when it has arrived."""
+        shape = (patch.height, patch.width)
+        count = patch.pixels
+        if not self._is_cuda:
+            with self.timer:
+                self._pack(frame, patch, shape)
+            return
+        self._pack(frame, patch, shape)
+        with torch.cuda.stream(self._copying):
+            with self.timer:
+                self._depth.send(count)
+                self._rgb.send(3 * count)
+            self._copied.record(self._copying)
+        torch.cuda.current_stream(self._device).wait_event(self._copied)
+
+    def _pack(self, frame: Frame, patch: Patch, shape: tuple[int, int]) -> None:
+        count = patch.pixels
+        np.copyto(self._depth.values[:count].reshape(shape), patch.of(frame.depth_m))
+        np.copyto(self._rgb.values[: 3 * count].reshape(*shape, 3), patch.of(frame.rgb))
+
+    def _draw_crops(self, n: int) -> None:
+        self._draw((n, self._bank.max_faces), self._stream)
+
+    def write(self, n: int) -> Crops:
+        """Write the network inputs of the first n poses; views of the buffers."""
+        self._write((n, CROP_PX, CROP_PX), self._stream)
+        return self._crops[0][:n], self._crops[1][:n]
+
+    def move(self, update: dict[str, torch.Tensor], n: int) -> None:
+        """Apply the refiner's output to the first n poses and draw them at their new places."""
+        for place, name in ((TRANS, 'trans'), (ROT, 'rot')):
+            output, last = update[name], self._outputs.get(place)
+            same = last is not None and last.data_ptr() == output.data_ptr()
+            if not same or last is None or last.shape != output.shape:
+                self._outputs[place] = output  # held: its memory stays what the launch reads
+                self._move.replace(place, as_warp(output))
+        self._move((n,), self._stream)
+        self._draw_crops(n)
+
+    def end(self, n: int) -> np.ndarray:
+        """Return the poses of n objects and their evidence: (n, 20) float32, the caller's own.
+
+        16 values of camera_from_centered, row by row, and the counts of quality.depth_evidence.
+        The only wait of a frame.
+        """
+        runs = CROP_PX // int(kernels.RUN_PX)
+        self._count_evidence((n, CROP_PX, runs), self._stream)
+        if not self._is_cuda:
+            return self._results[:n].numpy().copy()
+        host = self._results_host[:n]
+        host.copy_(self._results[:n], non_blocking=True)
+        self._done.record()
+        self._done.synchronize()
+        return host.numpy().copy()
+
+
+Refine = Callable[[torch.Tensor, torch.Tensor], dict[str, torch.Tensor]]
+
+
+def run_pass(
+    track: TrackPass,
+    refine: Refine,
+    frame: Frame,
+    camera_from_centered: np.ndarray,
+    objects_and_iterations: Sequence[tuple[int, int]],
+) -> np.ndarray:
+    """Track poses (n, 4, 4) of objects, each so many iterations (falling): as TrackPass.end."""
+    iterations = [count for _, count in objects_and_iterations]
+    track.begin(frame, camera_from_centered, [index for index, _ in objects_and_iterations])
+    for done in range(iterations[0]):
+        active = sum(count > done for count in iterations)
+        track.move(refine(*track.write(active)), active)
+    return track.end(len(iterations))

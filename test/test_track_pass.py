@@ -1,0 +1,229 @@
+"""A tracked frame's fused kernels: against brute force and the torch statements of each rule."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from raster_rig import on_devices
+from scene_rig import STARTS, THINGS, TRUTH, scene_of
+from test_depth_filter import expected as filtered_by_hand
+
+from foundationpose_trt.datatypes import CameraIntrinsics, Frame
+from foundationpose_trt.pose.crops import (
+    REFINER_CROP,
+    CropGeometry,
+    ObservedImages,
+    crop_windows,
+    observed_grid,
+    rendered_intrinsics,
+    write_observed_input,
+)
+from foundationpose_trt.pose.mesh_bank import MeshBank
+from foundationpose_trt.pose.patch import neighbourhood
+from foundationpose_trt.pose.quality import depth_evidence
+from foundationpose_trt.pose.rasterizer import Rasterizer
+from foundationpose_trt.pose.track_pass import TrackPass
+from foundationpose_trt.pose.update import apply_update
+from foundationpose_trt.pose.views import ViewWriter
+
+MESHES = [thing.mesh() for thing in THINGS]
+DIAMETERS_M = [mesh.diameter_m for mesh in MESHES]
+ORDER = (2, 0, 1)
+
+
+def centered(poses: list[np.ndarray]) -> np.ndarray:
+    """camera_from_centered (3, 4, 4) float64 of the things' poses, in ORDER."""
+    return np.stack([poses[i] @ MESHES[i].object_from_centered for i in ORDER])
+
+
+@pytest.fixture(scope='module')
+def frame() -> Frame:
+    frame, _ = scene_of(THINGS, TRUTH)
+    rng = np.random.default_rng(0)
+    depth = frame.depth_m + rng.normal(0, 4e-4, frame.depth_m.shape).astype(np.float32)
+    depth[rng.random(depth.shape) < 0.1] = 0
+    rgb = rng.integers(0, 256, frame.rgb.shape, dtype=np.uint8)
+    return Frame(rgb, depth, frame.intrinsics)
+
+
+def numbers(k: CameraIntrinsics) -> list[float]:
+    return [k.fx, k.fy, k.cx, k.cy]
+
+
+class Plain:
+    """The same frame, step by step, with the functions that state the rules."""
+
+    def __init__(self, frame: Frame, device: str) -> None:
+        self.device = torch.device(device)
+        self.depth = filtered_by_hand(frame.depth_m).astype(np.float32)
+        self.images = ObservedImages(
+            torch.tensor(frame.rgb[None], device=device),
+            torch.tensor(self.depth[None], device=device),
+            torch.tensor([numbers(frame.intrinsics)], device=device),
+        )
+        self.diameters = torch.tensor(DIAMETERS_M, dtype=torch.float64, device=device)[list(ORDER)]
+        self.radius = (self.diameters / 2).float()
+        self.mesh = torch.tensor([[i] for i in ORDER], dtype=torch.int32, device=device)
+        self.raster = Rasterizer(MeshBank(MESHES, device), len(ORDER))
+        self.size = self.images.size
+
+    def crops(self, poses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both halves (3, 6, 160, 160) of camera_from_centered (3, 4, 4) in ORDER."""
+        k, n = self.images.intrinsics, len(poses)
+        windows = crop_windows(poses[:, :3, 3], k, self.diameters, REFINER_CROP.ratio)
+        self.raster.draw(self.mesh, poses[:, None], rendered_intrinsics(windows, k))
+        halves = torch.empty(2, n, 6, 160, 160, device=self.device)
+        inverse = torch.tensor(2 / np.array(DIAMETERS_M), dtype=torch.float32, device=self.device)
+        self.raster.write_network_input(halves[0], inverse, REFINER_CROP.near_m)
+        grid = observed_grid(windows, self.size[1], self.size[0])
+        geometry = CropGeometry(windows, grid, poses[:, :3, 3], inverse[self.mesh[:, 0].long()])
+        write_observed_input(halves[1], self.images, geometry, REFINER_CROP)
+        return halves[0], halves[1]
+
+    def evidence(self, poses: torch.Tensor) -> torch.Tensor:
+        """Counts (3, 4) from the rendered half and depth looked up at the grid, by numpy."""
+        k = self.images.intrinsics
+        windows = crop_windows(poses[:, :3, 3], k, self.diameters, REFINER_CROP.ratio)
+        grid = observed_grid(windows, self.size[1], self.size[0]).cpu().numpy()
+        seen = np.zeros((len(poses), 160, 160), np.float32)
+        at = np.arange(160, dtype=np.float32)
+        for n, (x0, y0, step_x, step_y) in enumerate(grid):
+            u, v = np.rint(x0 + at * step_x).astype(int), np.rint(y0 + at * step_y).astype(int)
+            in_u, in_v = (u >= 0) & (u < self.size[1]), (v >= 0) & (v < self.size[0])
+            seen[n][np.ix_(in_v, in_u)] = self.depth[np.ix_(v[in_v], u[in_u])]
+        there = torch.tensor(seen, device=self.device)
+        return depth_evidence(self.crops(poses)[0], there, poses[:, :3, 3], self.radius)
+
+
+def track_of(device: str, size: tuple[int, int], dtype: torch.dtype = torch.float32) -> TrackPass:
+    writer = ViewWriter(MESHES, len(ORDER), dtype, torch.device(device))
+    return writer.track_pass(size, len(ORDER))
+
+
+def tensor(poses: np.ndarray, device: str) -> torch.Tensor:
+    return torch.tensor(poses, dtype=torch.float32, device=device)
+
+
+def same_crops(actual: tuple, expected: tuple) -> None:
+    """Equal but for pixels that the last bit of a coordinate decides."""
+    for half, wanted in zip(actual, expected, strict=True):
+        assert wanted.abs().mean() > 0.02
+        differing = ((half - wanted).abs() > 1e-5).float().mean().item()
+        assert differing < 5e-4, differing
+
+
+@on_devices
+def test_crops_are_those_of_the_plain_functions_on_every_iteration(device, frame):
+    plain, poses = Plain(frame, device), centered(STARTS)
+    track = track_of(device, plain.size)
+    rng = np.random.default_rng(1)
+    track.begin(frame, poses, ORDER)
+    at = tensor(poses, device)
+    for _ in range(3):
+        same_crops(track.write(3), plain.crops(at))
+        update = {name: tensor(rng.normal(0, 0.2, (3, 3)), device) for name in ('trans', 'rot')}
+        track.move(update, 3)
+        at = apply_update(at, update, plain.radius)
+    found = track.end(3)
+    np.testing.assert_allclose(found[:, :16], at.cpu().reshape(3, 16), atol=2e-6)
+    counted = plain.evidence(at).cpu().numpy()
+    assert (counted[:, 0] > 2000).all() and (counted[:, 1:].sum(1) > 1000).all()
+    np.testing.assert_allclose(found[:, 16:], counted, atol=12)
+
+
+@on_devices
+def test_the_next_frame_knows_nothing_of_the_last(device, frame):
+    poses = centered(STARTS)
+    other = replace(frame, rgb=255 - frame.rgb, depth_m=frame.depth_m[::-1].copy())
+    fresh, used = (track_of(device, frame.depth_m.shape) for _ in range(2))
+    used.begin(other, centered(TRUTH)[::-1].copy(), ORDER[::-1])
+    used.write(3)
+    used.move({name: torch.full((3, 3), 0.3, device=device) for name in ('trans', 'rot')}, 3)
+    used.end(3)
+    for track in (fresh, used):
+        track.begin(frame, poses, ORDER)
+    for half, wanted in zip(used.write(3), fresh.write(3), strict=True):
+        torch.testing.assert_close(half, wanted, atol=0, rtol=0)
+    nothing = {name: torch.zeros(3, 3, device=device) for name in ('trans', 'rot')}
+    for track in (fresh, used):
+        track.move(nothing, 3)
+    np.testing.assert_array_equal(used.end(3), fresh.end(3))
+
+
+@on_devices
+def test_those_that_have_had_their_iterations_stay_and_are_judged_where_they_are(device, frame):
+    poses = centered(STARTS)
+    track = track_of(device, frame.depth_m.shape)
+    shift = {'trans': torch.full((3, 3), 0.1, device=device), 'rot': torch.zeros(3, 3).to(device)}
+    track.begin(frame, poses, ORDER)
+    for active in (3, 2, 1):
+        track.write(active)
+        track.move({name: values[:active].clone() for name, values in shift.items()}, active)
+    found = track.end(3)
+    moved = found[:, [3, 7, 11]] - poses[:, :3, 3]
+    radii = np.array(DIAMETERS_M)[list(ORDER)] / 2
+    np.testing.assert_allclose(moved, 0.1 * (radii * [3, 2, 1])[:, None] + np.zeros(3), atol=1e-6)
+    at = tensor(found[:, :16].reshape(3, 4, 4), device)
+    counted = Plain(frame, device).evidence(at).cpu().numpy()
+    np.testing.assert_allclose(found[:, 16:], counted, atol=12)
+
+
+@on_devices
+@pytest.mark.parametrize('rows', [(0,), (2, 1)])
+def test_fewer_poses_than_there_is_room_for(device, frame, rows):
+    poses, chosen = centered(STARTS), [ORDER[row] for row in rows]
+    track, plain = track_of(device, frame.depth_m.shape), Plain(frame, device)
+    track.begin(frame, centered(TRUTH), ORDER)
+    whole = [half.clone() for half in plain.crops(tensor(poses, device))]
+    track.write(3)
+    track.end(3)
+    track.begin(frame, poses[list(rows)], chosen)
+    for half, wanted in zip(track.write(len(rows)), whole, strict=True):
+        assert len(half) == len(rows)
+        differing = ((half - wanted[list(rows)]).abs() > 1e-5).float().mean().item()
+        assert differing < 5e-4
+
+
+@on_devices
+def test_only_the_neighbourhood_is_read(device, frame):
+    """What lies outside it may be anything; what lies inside is read."""
+    poses, size = centered(STARTS)[:1], frame.depth_m.shape
+    patch = neighbourhood(poses, frame.intrinsics, np.array(DIAMETERS_M)[[ORDER[0]]])
+    assert patch.pixels < 0.5 * size[0] * size[1]
+    outside = np.ones(size, bool)
+    patch.of(outside)[:] = False
+    other = Frame(frame.rgb.copy(), frame.depth_m.copy(), frame.intrinsics)
+    other.rgb[outside], other.depth_m[outside] = 77, 0.6
+    results = []
+    for given in (frame, other):
+        track = track_of(device, size)
+        track.begin(given, poses, ORDER[:1])
+        results.append([half.clone() for half in track.write(1)])
+    for half, same in zip(*results, strict=True):
+        torch.testing.assert_close(half, same, atol=0, rtol=0)
+
+
+@on_devices
+@pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf, 1e30])
+def test_a_network_that_answers_nonsense_moves_no_other_pose(device, frame, bad):
+    poses, size = centered(STARTS), frame.depth_m.shape
+    track = track_of(device, size)
+    track.begin(frame, poses, ORDER)
+    track.write(3)
+    update = {name: torch.zeros(3, 3, device=device) for name in ('trans', 'rot')}
+    update['trans'][1] = bad
+    update['rot'][1] = bad
+    for _ in range(2):
+        track.move(update, 3)
+        track.write(3)
+        update = {name: values.clone() for name, values in update.items()}
+    track.move(update, 3)
+    found = track.end(3)
+    np.testing.assert_allclose(
+        found[[0, 2], :16], poses.reshape(3, 16)[[0, 2]].astype(np.float32), atol=1e-6
+    )
+    assert (found[[0, 2], 16] > 1000).all() and found[1, 17] == 0
+    assert not np.isfinite(found[1, :16]).all() or np.abs(found[1, [3, 7, 11]]).max() > 1e20
