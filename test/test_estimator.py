@@ -24,11 +24,13 @@ from scipy.spatial.transform import Rotation
 
 from foundationpose_trt.datatypes import Frame, Outcome, PoseEstimate
 from foundationpose_trt.pose.estimator import (
+    FAST_SCHEDULE,
     FULL_SCHEDULE,
     PRUNED_SCHEDULE,
     EstimatorSettings,
     PoseEstimator,
     RegisterStage,
+    start_rotations,
 )
 from foundationpose_trt.pose.networks import RefineNet, ScoreNet
 from foundationpose_trt.pose.weights import PoseNetworks
@@ -147,9 +149,10 @@ def test_symmetries_thin_the_grid(symmetries, count):
     [
         (FULL_SCHEDULE, 252 * 5, [252]),
         (PRUNED_SCHEDULE, 252 + 2 * 48 + 2 * 12, [252, 48, 12]),
+        (FAST_SCHEDULE, 252 + 2 * 64 + 2 * 16, [64, 16]),
         ((RegisterStage(0, 300), RegisterStage(0, 1)), 0, [252, 252]),
     ],
-    ids=['full', 'pruned', 'keeps at most all'],
+    ids=['full', 'pruned', 'fast', 'keeps at most all'],
 )
 def test_schedules_refine_score_and_keep_what_they_say(schedule, refined, scored):
     networks = oracle_networks(refiner=Nothing())
@@ -162,6 +165,31 @@ def test_schedules_refine_score_and_keep_what_they_say(schedule, refined, scored
     kept = min(schedule[-1].keep, scored[-1])
     assert estimate.ranked_camera_from_object.shape == (kept, 4, 4)
     assert (np.diff(estimate.ranked_scores) <= 0).all()
+
+
+class Shift(OracleRefiner):
+    """The oracle's translation alone."""
+
+    def __call__(self, rendered: torch.Tensor, observed: torch.Tensor) -> dict[str, torch.Tensor]:
+        update = super().__call__(rendered, observed)
+        return {'trans': update['trans'], 'rot': torch.zeros_like(update['rot'])}
+
+
+def test_depth_keeps_the_poses_that_it_confirms():
+    """The ellipsoid's axes differ: depth prefers turns near the truth, and those that look alike,
+    half a turn from it about an axis, to most of the 252."""
+    truth = pose_of(3)
+    schedule = (RegisterStage(3, 12, 'depth'), RegisterStage(0, 12))
+    settings = EstimatorSettings(schedule=schedule)
+    estimator = PoseEstimator(ellipsoid(), oracle_networks(refiner=Shift()), settings)
+    kept = estimator.register(*frame_of(truth)).ranked_camera_from_object[:, :3, :3]
+    # the squared diagonal of a turn about an axis by 0 or 180 degrees is all ones
+    off, off_of_all = (
+        3 - (np.einsum('nji,jk->nik', turns, truth[:3, :3]).diagonal(0, 1, 2) ** 2).sum(1)
+        for turns in (kept, start_rotations(()))
+    )
+    assert len(off) == 12 and np.median(off) < np.percentile(off_of_all, 10)
+    assert off.max() < np.median(off_of_all)
 
 
 def test_start_hypotheses_stand_at_the_masks_median_depth():

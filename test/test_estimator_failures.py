@@ -196,6 +196,11 @@ def test_tracking_from_a_pose_that_is_not_finite_is_refused(estimator, view, val
         ({'schedule': ()}, 'schedule is empty: give at least one RegisterStage'),
         ({'schedule': (RegisterStage(-1, 5),)}, 'iterations=-1.* must be >= 0 and keep >= 1'),
         ({'schedule': (RegisterStage(1, 0),)}, 'keep=0.* must be >= 0 and keep >= 1'),
+        ({'schedule': (RegisterStage(1, 9, 'eye'),)}, "judge must be 'scorer' or 'depth'"),
+        (
+            {'schedule': (RegisterStage(1, 9, 'depth'),)},
+            'last stage: its judge must be the',
+        ),
         ({'track_iterations': 0}, 'track_iterations is 0, must be at least 1'),
         ({'min_depth_m': 2.0, 'max_depth_m': 1.0}, r'depth range 2\.0\.\.1\.0 m: min must be'),
         ({'min_depth_m': -0.5}, r'depth range -0\.5\.\.'),

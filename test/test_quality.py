@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from foundationpose_trt.datatypes import PoseQuality
-from foundationpose_trt.pose.quality import depth_evidence
+from foundationpose_trt.pose.quality import confirmed, depth_evidence
 
 RADIUS_M = 0.05
 DEPTH_M = 0.8
@@ -157,3 +157,9 @@ def test_shares_of_the_counts(counts, agreement, visible):
     quality = PoseQuality(*counts)
     assert quality.agreement == pytest.approx(agreement)
     assert quality.visible == pytest.approx(visible)
+
+
+def test_what_depth_confirms_of_a_pose():
+    """Agreeing over rendered, what should hide others counted twice; of nothing, nothing."""
+    counts = torch.tensor([[100, 100, 0, 0], [100, 50, 50, 0], [100, 50, 0, 50], [0, 0, 0, 0]])
+    torch.testing.assert_close(confirmed(counts), torch.tensor([1.0, 0.5, 1 / 3, 0.0]))

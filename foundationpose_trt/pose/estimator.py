@@ -17,6 +17,7 @@ from ..datatypes import CameraIntrinsics, Frame, Outcome, PoseEstimate, require
 from ..runtime.choice import BackendChoice
 from .backends import NetworkEngines, open_engines
 from .crops import REFINER_CROP, SCORER_CROP, ObservedImages
+from .estimator_settings import FAST_SCHEDULE as FAST_SCHEDULE
 from .estimator_settings import FULL_SCHEDULE as FULL_SCHEDULE
 from .estimator_settings import PRUNED_SCHEDULE as PRUNED_SCHEDULE
 from .estimator_settings import EstimatorSettings as EstimatorSettings
@@ -26,7 +27,7 @@ from .hypotheses import initial_translation, rotation_grid
 from .inference import PoseInference
 from .mesh import ObjectMesh
 from .observation import Uploader
-from .quality import depth_evidence
+from .quality import confirmed, depth_evidence
 from .readout import Readout
 from .track_pass import TrackPass, run_pass
 from .update import apply_update
@@ -284,7 +285,8 @@ class PoseEstimator:
         for stage in self._settings[index].schedule:
             for _ in range(stage.iterations):
                 poses = self._refine(poses, images, objects)
-            scores = self._score(poses, images, objects)
+            judge = self._score if stage.judge == 'scorer' else self._confirmed
+            scores = judge(poses, images, objects)
             best = scores.topk(min(stage.keep, len(poses)))  # sorted, fixed size: no host sync
             poses, scores, objects = poses[best.indices], best.values, objects[: stage.keep]
         return poses, scores
@@ -314,6 +316,11 @@ class PoseEstimator:
             for part, of in self._chunks(poses, objects)
         ]
         return self.inference.rank(torch.cat(features)[None])[0].float()
+
+    def _confirmed(
+        self, poses: torch.Tensor, images: ObservedImages, objects: torch.Tensor
+    ) -> torch.Tensor:
+        return confirmed(self._evidence(poses, images, objects))
 
     def _evidence(
         self, poses: torch.Tensor, images: ObservedImages, objects: torch.Tensor

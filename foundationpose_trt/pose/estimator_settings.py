@@ -4,24 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 from ..datatypes import require
 from ..runtime.graph_cache import capacity_by_environment
 from .symmetry import is_rotation
 
+Judge = Literal['scorer', 'depth']
+
 
 @dataclass(frozen=True)
 class RegisterStage:
-    """Refine all remaining hypotheses `iterations` times, then keep the `keep` best-scored."""
+    """Refine all remaining hypotheses `iterations` times, then keep the `keep` best ones.
+
+    judge: who says which are best: 'scorer', the network, or 'depth', how much of what is rendered
+    the observed depth confirms (quality.confirmed): a small part of the network's cost. It cannot
+    tell poses of one shape apart, so it may only sort out, not decide.
+    """
 
     iterations: int
     keep: int
+    judge: Judge = 'scorer'
 
 
 # The published schedule: five refinements of all 252, one scoring (foundationpose.md §3.5).
 FULL_SCHEDULE = (RegisterStage(5, 252),)
 # For slow devices: most hypotheses betray themselves after one refinement.
 PRUNED_SCHEDULE = (RegisterStage(1, 48), RegisterStage(2, 12), RegisterStage(2, 12))
+
+# Depth sorts out three quarters after the first refinement, the scorer decides about the rest.
+FAST_SCHEDULE = (RegisterStage(1, 64, 'depth'), RegisterStage(2, 16), RegisterStage(2, 16))
 
 SHARED = ('chunk', 'cuda_graph_cache_capacity')  # by the objects of one estimator
 
@@ -51,6 +63,15 @@ class EstimatorSettings:
                 stage.iterations >= 0 and stage.keep >= 1,
                 f'{stage}: iterations must be >= 0 and keep >= 1',
             )
+            require(
+                stage.judge in get_args(Judge),
+                f"{stage}: judge must be 'scorer' or 'depth'",
+            )
+        require(
+            self.schedule[-1].judge == 'scorer',
+            f'{self.schedule[-1]} is the last stage: its judge must be the scorer, depth cannot'
+            ' tell poses of one shape apart',
+        )
         require(
             self.track_iterations >= 1,
             f'track_iterations is {self.track_iterations}, must be at least 1',

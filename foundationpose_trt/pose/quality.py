@@ -33,3 +33,13 @@ def depth_evidence(
     agreeing = known & (gap_m.abs() <= tolerance)
     masks = (drawn, agreeing, known & (gap_m < -tolerance), known & (gap_m > tolerance))
     return torch.stack([mask.sum((1, 2)) for mask in masks], dim=1)
+
+
+def confirmed(evidence: torch.Tensor) -> torch.Tensor:
+    """How much the observed depth confirms of what each pose shows: (N,) float32, 0..1.
+
+    evidence: (N, 4) as depth_evidence. Agreeing over rendered and contradicted pixels, so that
+    occluded and unseen ones count against a pose, and those that should hide others twice.
+    """
+    rendered, agreeing, _, behind = evidence.float().unbind(1)
+    return agreeing / (rendered + behind).clamp_min(1.0)

@@ -30,18 +30,24 @@ from . import report
 from .benchmark_detector import detector_tables, run_detector
 from .benchmark_poses import PoseTask, compare, make_tasks, run_tasks
 from .benchmark_ros import ros_tables, run_ros
+from .benchmark_speed import run_register, run_track, speed_tables
 from .rungs import Rung
 from .wider_weights import wider_set
 
-HELP = 'measure the networks of poses (and the error of the pose), the detector, or what ROS adds'
+HELP = 'measure tracking, registration, their networks, the detector, or what ROS adds'
 CAPACITY = 8
 WARM_UP = 5
 FEWEST, LIMIT_MS = 20, 1000  # repeats of slow calls, and how long they may take
 HOST_ROUNDS, HOST_CALLS, HOST_LIMIT_MS = 5, 40, 200
 TOLERANCE_DEG, TOLERANCE_MM = 0.5, 0.5  # a quarter of the median error of `base`, README
 NETWORKS = ('refiner', 'scorer')
-HEIGHTS = {'detector': [480, 720, 1080], 'ros': [480, 720]}
-SUBJECTS = {'detector': (run_detector, detector_tables), 'ros': (run_ros, ros_tables)}
+HEIGHTS = {'detector': [480, 720, 1080]}
+SUBJECTS = {
+    'track': (run_track, speed_tables),
+    'register': (run_register, speed_tables),
+    'detector': (run_detector, detector_tables),
+    'ros': (run_ros, ros_tables),
+}
 LARGEST_ON_CPU = 16  # crops; more take minutes there and nobody would wait for them
 
 
@@ -60,8 +66,8 @@ def ladder(on_cuda: bool) -> list[Rung]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     on_cuda = torch.cuda.is_available()
-    parser.add_argument('subject', choices=['runtime', 'detector', 'ros'])
-    pose = parser.add_argument_group('runtime')
+    parser.add_argument('subject', choices=['runtime', *SUBJECTS])
+    pose = parser.add_argument_group('track, register and runtime')
     pose.add_argument('--weights', default='base' if on_cuda else 'small', metavar='NAME|DIR')
     pose.add_argument(
         '--width',
@@ -94,7 +100,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--size', default='nano', choices=list(SIZES), help='of random weights, which need rfdetr'
     )
     detector.add_argument(
-        '--heights', type=int, nargs='+', help='of the images; default 480 720 1080, ros: 480 720'
+        '--heights', type=int, nargs='+', help='of the images; default 480 720, detector: and 1080'
     )
     ros = parser.add_argument_group('ros')
     ros.add_argument('--ros-objects', type=int, nargs='+', default=[1, 4], metavar='N')
@@ -105,17 +111,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure the subject; 1 when a rung moves a pose from fp32 torch's by more than allowed."""
+    """Measure the subject; 1 when poses are further off than allowed."""
     if options.subject == 'runtime':
         return _run_runtime(options)
     measured, tables = SUBJECTS[options.subject]
-    options.heights = options.heights or HEIGHTS[options.subject]
+    options.heights = options.heights or HEIGHTS.get(options.subject, [480, 720])
     content = {'machine': machine(), **measured(options)}
     for title, columns, rows in tables(content):
         report.print_table(title, columns, rows)
     if options.json:
         report.write_json(options.json, content)
-    return 0
+    return 1 if content.get('worse') else 0
 
 
 def _run_runtime(options: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ import torch
 from ..datatypes import require
 from ..pose.backends import BACKENDS, NetworkEngines, open_engines
 from ..pose.estimator import (
+    FAST_SCHEDULE,
     FULL_SCHEDULE,
     PRUNED_SCHEDULE,
     EstimatorSettings,
@@ -22,7 +23,7 @@ from ..pose.weights import PoseNetworks, load_networks
 from ..runtime.choice import BackendChoice
 from ..runtime.graph_cache import ENABLING_VARIABLE, capacity_by_environment
 
-SCHEDULES = {'full': FULL_SCHEDULE, 'pruned': PRUNED_SCHEDULE}
+SCHEDULES = {'full': FULL_SCHEDULE, 'pruned': PRUNED_SCHEDULE, 'fast': FAST_SCHEDULE}
 
 
 @dataclass(frozen=True)

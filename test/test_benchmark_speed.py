@@ -1,0 +1,149 @@
+"""`benchmark track|register`: figures of real runs, and a failure where poses get worse."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from raster_rig import box_parts, mesh
+
+from foundationpose_trt.pose.estimator import FAST_SCHEDULE
+from foundationpose_trt.tools import benchmark_speed, cli
+from foundationpose_trt.tools.benchmark_speed import (
+    EAGER,
+    accuracy,
+    is_worse,
+    register_runners,
+    timed_frame,
+    track_runners,
+)
+from foundationpose_trt.tools.timeline import NETWORKS, stage_of
+
+QUICK = ['--weights', 'small', '--repeats', '2', '--objects', '1', '--views', '1']
+QUICK += ['--heights', '120']
+
+
+@pytest.fixture(autouse=True)
+def on_a_cpu(monkeypatch, tmp_path):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    monkeypatch.setattr('torch.cuda.is_available', lambda: False)
+
+
+def test_tracking_is_measured_beside_the_plain_pipeline(tmp_path, capsys):
+    file = tmp_path / 'track.json'
+    command = ['benchmark', 'track', *QUICK, '--only', 'onnx', '--json', str(file)]
+    assert cli.main(command) == 0
+    content = json.loads(file.read_text())
+    plain, fast = content['rows']
+    assert plain['name'] == f'{EAGER} fp32' and fast['name'] == 'onnxruntime fp32, CPU'
+    for row in content['rows']:
+        figures = row['sizes']['120']
+        assert 0 < figures['p50_ms'] <= figures['p99_ms'] and figures['cpu_ms'] > 0
+    # two pipelines that share no code but the networks come to the same pose
+    for key in ('rotation_deg', 'translation_mm', 'add_s_auc'):
+        assert fast['pose'][key] == pytest.approx(plain['pose'][key], abs=0.3)
+    assert fast['together']['p50_ms'] > fast['sizes']['120']['p50_ms']
+    assert content['worse'] == []
+    out = capsys.readouterr().out
+    assert 'errors of 1 views' in out and '8 objects' in out
+
+
+class Guess:
+    """Stands in for a PoseEstimator: off the truth by more with every one that is made."""
+
+    made = 0
+    step_m = 0.0
+
+    def __init__(self, *_):
+        Guess.made += 1
+        self._off_m = Guess.step_m * (Guess.made - 1)
+
+    def register(self, frame, mask):
+        assert mask.shape == frame.depth_m.shape and mask.any()
+        pose = np.eye(4)
+        pose[0, 3] = self._off_m
+        return SimpleNamespace(camera_from_object=pose)
+
+
+@pytest.mark.parametrize(('step_m', 'status'), [(0.00005, 0), (0.002, 1)])
+def test_registration_that_gets_worse_fails_the_command(step_m, status, monkeypatch, tmp_path):
+    monkeypatch.setattr(benchmark_speed, 'PoseEstimator', Guess)
+    monkeypatch.setattr(benchmark_speed, 'open_engines', lambda *_: None)
+    monkeypatch.setattr(Guess, 'made', 0)
+    monkeypatch.setattr(Guess, 'step_m', step_m)
+    made = benchmark_speed.make_tasks
+
+    def at_the_origin(*args):
+        return [SimpleNamespace(**{**vars(task), 'truth': np.eye(4)}) for task in made(*args)]
+
+    monkeypatch.setattr(benchmark_speed, 'make_tasks', at_the_origin)
+    file = tmp_path / 'register.json'
+    assert cli.main(['benchmark', 'register', *QUICK, '--json', str(file)]) == status
+    content = json.loads(file.read_text())
+    names = [row['name'] for row in content['rows']]
+    assert names == [f'onnxruntime fp32, CPU, {name}' for name in ('full', 'pruned', 'fast')]
+    assert content['worse'] == (names[1:] if status else [])
+    assert content['rows'][0]['pose']['translation_mm'] < 1.1 * step_m * 1e3
+
+
+def test_rows_of_a_gpu(monkeypatch):
+    monkeypatch.setattr(benchmark_speed, 'installed', lambda backend: backend == 'tensorrt')
+    assert [runner.name for runner in track_runners(True)] == [
+        f'{EAGER} fp32', 'torch fp32', 'torch fp16 + graph', 'tensorrt fp16 + graph',
+    ]  # fmt: skip
+    assert [(runner.name, runner.eager) for runner in register_runners(True)] == [
+        (f'{EAGER} fp32, full', True),
+        ('torch fp16 + graph, full', False),
+        ('tensorrt fp16 + graph, full', False),
+        ('tensorrt fp16 + graph, pruned', False),
+        ('tensorrt fp16 + graph, fast', False),
+    ]
+
+
+def test_what_is_worse():
+    reference = {'add_s_auc': 96.0, 'rotation_deg': 2.0, 'translation_mm': 1.5}
+    assert not is_worse(dict(reference), reference)
+    assert not is_worse({'add_s_auc': 95.6, 'rotation_deg': 2.2, 'translation_mm': 1.7}, reference)
+    for key, value in (('add_s_auc', 95.4), ('rotation_deg', 2.4), ('translation_mm', 1.9)):
+        assert is_worse({**reference, key: value}, reference)
+
+
+def test_errors_are_the_tables():
+    points = np.random.default_rng(0).normal(0, 0.05, (50, 3))
+    task = SimpleNamespace(points=points, truth=np.eye(4))
+    moved = np.eye(4)
+    moved[0, 3] = 0.0195
+    found = accuracy([task, task, task], [moved, moved, None])
+    assert found['translation_mm'] == pytest.approx(19.5)
+    # an ADD of 19.5 mm scores 0.805, no pose 0 (metrics.auc)
+    assert found['add_auc'] == pytest.approx(100 * 2 * 0.805 / 3, abs=0.2)
+
+
+@pytest.mark.parametrize('height', [480, 720])
+def test_the_timed_object_is_where_the_camera_looks(height):
+    plain = mesh(*box_parts(np.array([0.05, 0.04, 0.03]))[:2])
+    box = replace(plain, center_m=np.array([0.2, 0, 0.1]))
+    frame, pose, mask = timed_frame(height, box)
+    assert frame.rgb.shape == (height, 640 if height == 480 else 1280, 3)
+    center = (pose @ [0.2, 0, 0.1, 1])[:3]
+    np.testing.assert_allclose(center, [0, 0, 3 * box.diameter_m], atol=1e-9)
+    crop_px = 1.2 * frame.intrinsics.fx * box.diameter_m / center[2]
+    assert crop_px == pytest.approx(0.376 * frame.rgb.shape[1])
+    rows, columns = np.nonzero(mask)
+    assert abs(np.median(rows) - height / 2) < 2
+    assert abs(np.median(columns) - frame.rgb.shape[1] / 2) < 2
+
+
+def test_kernels_of_a_profile_have_names_of_ours():
+    assert stage_of('write_crops_1f2e3d_cuda_kernel_forward') == 'write_crops'
+    assert stage_of('start_77_cuda_kernel_forward') == 'start'
+    assert stage_of('Memcpy HtoD (Pinned -> Device)') == 'copy to the GPU'
+    assert stage_of('sm90_xmma_fprop_implicit_gemm') == NETWORKS
+
+
+def test_the_last_stage_of_the_fast_schedule_is_the_scorers():
+    assert FAST_SCHEDULE[-1].judge == 'scorer'
+    assert sum(stage.iterations for stage in FAST_SCHEDULE) == 5
