@@ -227,3 +227,33 @@ def test_a_network_that_answers_nonsense_moves_no_other_pose(device, frame, bad)
     )
     assert (found[[0, 2], 16] > 1000).all() and found[1, 17] == 0
     assert not np.isfinite(found[1, :16]).all() or np.abs(found[1, [3, 7, 11]]).max() > 1e20
+
+
+@on_devices
+def test_outputs_of_any_type_and_place_are_read(device, frame):
+    poses = centered(STARTS)
+    rng = np.random.default_rng(4)
+    track = track_of(device, frame.depth_m.shape)
+    radius = torch.tensor(np.array(DIAMETERS_M)[list(ORDER)] / 2, device=device).float()
+    track.begin(frame, poses, ORDER)
+    at = tensor(poses, device)
+    types = (torch.float32, torch.float16, torch.float16, torch.float32)
+    for dtype, stride in zip(types, (1, 1, 2, 3), strict=True):
+        track.write(3)
+        wide = torch.tensor(rng.normal(0, 0.1, (2, 3, 3 * stride)), device=device).to(dtype)
+        trans, rot = wide[..., ::stride]
+        update = {'rot': rot, 'trans': trans, 'other': rot}
+        track.move(update, 3)
+        at = apply_update(at, update, radius)
+    np.testing.assert_allclose(track.end(3)[:, :16], at.cpu().reshape(3, 16), atol=2e-6)
+
+
+@on_devices
+def test_a_pass_that_came_to_no_end_leaves_nothing_behind(device, frame):
+    poses = centered(STARTS)
+    fresh, used = (track_of(device, frame.depth_m.shape) for _ in range(2))
+    used.begin(frame, centered(TRUTH), ORDER)  # drawn, never written
+    for track in (fresh, used):
+        track.begin(frame, poses, ORDER)
+    for half, wanted in zip(used.write(3), fresh.write(3), strict=True):
+        torch.testing.assert_close(half, wanted, atol=0, rtol=0)

@@ -8,8 +8,8 @@ import numpy as np
 
 from ..datatypes import CameraIntrinsics
 
-# The refiner's 1.2 and 0.6 diameters of motion to each side: of an object that moved so far between
-# two frames half is outside the first crop.
+# The refiner's 1.2 and 0.6 diameters of motion to each side: of an object that moved so far
+# between two frames half is outside the first crop.
 NEIGHBOURHOOD_RATIO = 2.4
 FILTER_REACH_PX = 4  # the depth filters read two pixels around a pixel, twice
 NEAREST_M = 1e-3

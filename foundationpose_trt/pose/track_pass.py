@@ -6,7 +6,7 @@ being drawn. Launches are recorded once and repeated; the CUDA graph is the refi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,9 +28,19 @@ from .update import ROT_NORMALIZER_RAD
 
 HEADER, POSE, COUNTS = len(kernels.HEADER), 16, 4
 STEP_PX = 4096  # of the filters' launches: a patch that grows by less needs no other one
-TRANS, ROT = 1, 2  # places among the arguments of kernels.move
+OUTPUTS = ('trans', 'rot')  # of the refiner, in the order of kernels.move's arguments, from 1
 
 Crops = tuple[torch.Tensor, torch.Tensor]
+
+
+def _is_same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors that both exist are views of the same values."""
+    return (
+        one.data_ptr() == other.data_ptr()
+        and one.shape == other.shape
+        and one.dtype == other.dtype
+        and one.stride() == other.stride()
+    )
 
 
 class _Staged:
@@ -78,7 +88,9 @@ class TrackPass:
         self.timer = StageTimer(self._device)  # of the copies
         self._held: list[Any] = []  # what recorded launches read and write
         self._stream: wp.Stream | None = None
-        self._outputs: dict[int, torch.Tensor] = {}  # of the refiner, by place in move's arguments
+        self._moves: dict[tuple[torch.dtype, ...], RecordedLaunch] = {}  # by the outputs' types
+        self._outputs: dict[str, torch.Tensor] = {}  # of the refiner, that those read
+        self._is_open = False  # begun and not ended
         if self._is_cuda:
             self._copying = torch.cuda.Stream(self._device)
             self._copied, self._done = torch.cuda.Event(), torch.cuda.Event()
@@ -86,6 +98,7 @@ class TrackPass:
             self._count, POSE + COUNTS, pin_memory=self._is_cuda, dtype=torch.float32
         )
         self._record()
+        self._wait_to_copy()
 
     def _tensor(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
         tensor = torch.zeros(shape, dtype=dtype, device=self._device)
@@ -99,23 +112,21 @@ class TrackPass:
         self._visibility = self._tensor((n, CROP_PX, CROP_PX), torch.int64).fill_(-1)
         visibility = as_warp(self._visibility, wp.uint64)
         tracked, meshes = self._tracked(), meshes_of(self._bank)
+        self._tracked_struct = tracked
         seen = self._record_filters(tracked)
-        self._held += [tracked, meshes, seen]
+        self._held += [meshes, seen]
         faces = (n, self._bank.max_faces)
         pixels = (n, CROP_PX, CROP_PX)
         rendered, observed = (as_warp(half) for half in self._crops)
         crops = [tracked, meshes, visibility, seen, rendered, observed]
-        half = as_warp(self._tensor((n, 3), self._crops[0].dtype))
         tolerance = kernels.Tolerance()
         tolerance.least_m, tolerance.of_diameter = MIN_TOLERANCE_M, TOLERANCE_OF_DIAMETER
         tolerance.of_depth_squared = TOLERANCE_OF_DEPTH_SQUARED
-        moved = [tracked, half, half, ROT_NORMALIZER_RAD]
         drawn = [meshes, tracked.instances, visibility]
         counted = [tracked, visibility, seen, tolerance]
         self._start = RecordedLaunch(kernels.start, (n,), [tracked], device)
         self._draw = RecordedLaunch(rasterize, faces, drawn, device)
         self._write = RecordedLaunch(kernels.write_crops, pixels, crops, device)
-        self._move = RecordedLaunch(kernels.move, (n,), moved, device)
         runs = (n, CROP_PX, CROP_PX // int(kernels.RUN_PX))
         self._count_evidence = RecordedLaunch(kernels.count_evidence, runs, counted, device)
 
@@ -172,6 +183,7 @@ class TrackPass:
         frame: of the size given on construction.
         """
         n = len(objects)
+        self._open()
         diameters_m = self._diameters_m[list(objects)]
         patch = neighbourhood(camera_from_centered, frame.intrinsics, diameters_m)
         self._stream = stream_of(self._device)
@@ -183,6 +195,18 @@ class TrackPass:
         threads = min(self.size[0] * self.size[1], -(-patch.pixels // STEP_PX) * STEP_PX)
         self._erode((1, threads), self._stream)
         self._smooth((1, threads), self._stream)
+
+    def _open(self) -> None:
+        """Begin anew; what a pass left that came to no end is put away."""
+        if self._is_open:
+            self._visibility.fill_(-1)
+            self._wait_to_copy()
+        self._is_open = True
+
+    def _wait_to_copy(self) -> None:
+        """Let the next copies wait for what the current stream has begun: it uses the buffers."""
+        if self._is_cuda:
+            self._copying.wait_stream(torch.cuda.current_stream(self._device))
 
     def _fill_header(
         self,
@@ -228,16 +252,25 @@ class TrackPass:
         self._write((n, CROP_PX, CROP_PX), self._stream)
         return self._crops[0][:n], self._crops[1][:n]
 
-    def move(self, update: dict[str, torch.Tensor], n: int) -> None:
+    def move(self, update: Mapping[str, torch.Tensor], n: int) -> None:
         """Apply the refiner's output to the first n poses and draw them at their new places."""
-        for place, name in ((TRANS, 'trans'), (ROT, 'rot')):
-            output, last = update[name], self._outputs.get(place)
-            same = last is not None and last.data_ptr() == output.data_ptr()
-            if not same or last is None or last.shape != output.shape:
-                self._outputs[place] = output  # held: its memory stays what the launch reads
-                self._move.replace(place, as_warp(output))
-        self._move((n,), self._stream)
+        key = tuple(update[name].dtype for name in OUTPUTS)
+        if key not in self._moves:
+            self._moves[key] = self._record_move(update)
+        for place, name in enumerate(OUTPUTS, 1):
+            output, last = update[name], self._outputs[name]
+            if last is not output and not _is_same(last, output):
+                self._outputs[name] = output
+                self._moves[key].replace(place, as_warp(output))
+        self._moves[key]((n,), self._stream)
         self._draw_crops(n)
+
+    def _record_move(self, update: Mapping[str, torch.Tensor]) -> RecordedLaunch:
+        """Prepare the launch for outputs of these types, on these outputs."""
+        self._outputs = {name: update[name] for name in OUTPUTS}
+        both = [as_warp(update[name]) for name in OUTPUTS]
+        moved = [self._tracked_struct, *both, ROT_NORMALIZER_RAD]
+        return RecordedLaunch(kernels.move, (self._count,), moved, self._device)
 
     def end(self, n: int) -> np.ndarray:
         """Return the poses of n objects and their evidence: (n, 20) float32, the caller's own.
@@ -246,6 +279,7 @@ class TrackPass:
         The only wait of a frame.
         """
         runs = CROP_PX // int(kernels.RUN_PX)
+        self._is_open = False
         self._count_evidence((n, CROP_PX, runs), self._stream)
         if not self._is_cuda:
             return self._results[:n].numpy().copy()

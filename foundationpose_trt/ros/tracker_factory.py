@@ -11,6 +11,7 @@ from typing import Any
 from foundationpose_trt.datatypes import CameraIntrinsics, require
 from foundationpose_trt.pose.backends import Progress, open_engines
 from foundationpose_trt.pose.estimator import (
+    FAST_SCHEDULE,
     FULL_SCHEDULE,
     PRUNED_SCHEDULE,
     EstimatorSettings,
@@ -162,12 +163,13 @@ def _settings(
     parameters: TrackerParameters, symmetry_axes: tuple[str, ...], device: str
 ) -> EstimatorSettings:
     """Schedule auto: full on CUDA, else pruned."""
-    pruned = parameters.register_schedule == 'pruned' or (
-        parameters.register_schedule == 'auto' and device == 'cpu'
-    )
+    automatic = 'pruned' if device == 'cpu' else 'full'
+    chosen = parameters.register_schedule
     full = (RegisterStage(parameters.refine_iterations, FULL_SCHEDULE[0].keep),)
+    schedules = {'full': full, 'pruned': PRUNED_SCHEDULE, 'fast': FAST_SCHEDULE}
     return EstimatorSettings(
-        schedule=PRUNED_SCHEDULE if pruned else full,
+        schedule=schedules[automatic if chosen == 'auto' else chosen],
+        chunk=parameters.register_chunk,
         track_iterations=parameters.track_refine_iterations,
         min_depth_m=parameters.min_depth_m,
         max_depth_m=parameters.max_depth_m,

@@ -54,7 +54,12 @@ class TrackerParameters(CameraNodeParameters):
     )  # fmt: skip
     register_schedule: str = parameter(
         'auto', 'full: refine and score all hypotheses, as published; pruned: drop the bad ones'
-        ' early; auto: full on CUDA, pruned on a CPU', choices=('auto', 'full', 'pruned'),
+        ' early by scoring all; fast: by the depth that confirms them, at a third of the cost of'
+        ' full; auto: full on CUDA, pruned on a CPU', choices=('auto', 'full', 'pruned', 'fast'),
+    )  # fmt: skip
+    register_chunk: int = parameter(
+        0, 'hypotheses that go through the networks at once when registering: fewer need less'
+        ' memory and take longer; 0: all on CUDA, 16 on a CPU', '', (0, 252),
     )  # fmt: skip
     refine_iterations: int = parameter(
         5,

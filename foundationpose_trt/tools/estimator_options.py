@@ -37,6 +37,7 @@ class EstimatorChoice:
     cuda_graphs: int = 0
     backend: str = 'torch'
     engines: Path | None = None
+    chunk: int = 0
 
     def estimator(self, mesh: ObjectMesh) -> PoseEstimator:
         """Make the estimator of an object; networks and engines are loaded once per choice."""
@@ -46,7 +47,9 @@ class EstimatorChoice:
     def settings(self) -> EstimatorSettings:
         """Return the estimator's settings."""
         return EstimatorSettings(
-            schedule=SCHEDULES[self.schedule], cuda_graph_cache_capacity=self.cuda_graphs
+            schedule=SCHEDULES[self.schedule],
+            chunk=self.chunk,
+            cuda_graph_cache_capacity=self.cuda_graphs,
         )
 
 
@@ -73,7 +76,15 @@ def add_estimator_arguments(parser: argparse.ArgumentParser) -> None:
         '--schedule',
         choices=sorted(SCHEDULES),
         help='registration refines all 252 hypotheses five times (full, default on CUDA) or drops'
-        ' the poor ones early (pruned, default on a CPU)',
+        ' the poor ones early by scoring them (pruned, default on a CPU) or by depth (fast)',
+    )
+    group.add_argument(
+        '--chunk',
+        type=int,
+        default=0,
+        metavar='N',
+        help='hypotheses of a registration that go through the networks at once: fewer need less'
+        ' memory; default: all on CUDA, 16 on a CPU',
     )
     group.add_argument(
         '--backend',
@@ -113,4 +124,5 @@ def chosen_estimator(options: argparse.Namespace) -> EstimatorChoice:
         cuda_graphs=options.cuda_graphs,
         backend=options.backend,
         engines=options.engines,
+        chunk=options.chunk,
     )
