@@ -7,6 +7,12 @@ import json
 import pytest
 
 pytest.importorskip('rclpy', reason='ROS 2 (rclpy) is not installed')
+from builtin_interfaces.msg import Time
+from rclpy.serialization import deserialize_message, serialize_message
+from sensor_msgs.msg import CameraInfo, Image
+from std_msgs.msg import Header
+
+from foundationpose_trt.ros.pattern_camera_node import restamped
 from foundationpose_trt.tools import benchmark_ros, cli
 from foundationpose_trt.tools.benchmark_ros import Case, cases, ros_tables, tracker_parameters
 
@@ -57,3 +63,11 @@ def test_the_table_has_a_row_per_case():
     ((title, columns, rows),) = ros_tables({'rate_hz': 30.0, 'compute_ms': 5.0, 'rows': [row]})
     assert 'less compute (5 ms' in title and len(columns) == len(rows[0])
     assert rows == [['640x480', 1, 'no', 'single', 1.0, 2.0, 3.0, 4.0, 3]]
+
+
+@pytest.mark.parametrize('kind', [Image, CameraInfo])
+def test_a_serialised_message_gets_another_stamp_and_no_other_change(kind):
+    message = kind(header=Header(stamp=Time(sec=1, nanosec=2), frame_id='optical'), height=3)
+    sent = restamped(serialize_message(message), Time(sec=1_795_000_000, nanosec=999_999_999))
+    message.header.stamp = Time(sec=1_795_000_000, nanosec=999_999_999)
+    assert deserialize_message(sent, kind) == message

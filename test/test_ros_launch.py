@@ -76,7 +76,10 @@ def of_kind(entities, name):
 def defaults(entities):
     declared = of_kind(entities, 'DeclareLaunchArgument')
     assert all(argument.kwargs['description'] for argument in declared)
-    return {a.args[0]: a.kwargs['default_value'] for a in declared}
+    given = {a.args[0]: a.kwargs.get('default_value', 'left,right') for a in declared}
+    required = [a.args[0] for a in declared if 'default_value' not in a.kwargs]
+    assert required in ([], ['namespaces'])
+    return given
 
 
 def field_names(kind):
@@ -152,7 +155,7 @@ def test_demo_launch_passes_on_what_tracker_launch_declares(launch_file):
     assert type(player.kwargs['on_exit']).__name__ == 'Shutdown'
 
 
-@pytest.mark.parametrize('name', ['tracker', 'demo', 'pipeline'])
+@pytest.mark.parametrize('name', ['tracker', 'trackers', 'demo', 'pipeline'])
 def test_files_and_executables_that_launch_names_are_installed(launch_file, name):
     module, entities = launch_file(name)
     setup = (ROOT / 'setup.py').read_text()
@@ -245,6 +248,43 @@ def test_pipeline_launch_overrides_nothing_that_was_not_given(launch_file):
 def test_pipeline_launch_names_a_bad_argument(launch_file, name, value):
     with pytest.raises(ValueError, match=f'launch argument {name}:={value}'):
         pipeline_nodes(launch_file, **{name: value})
+
+
+def trackers_words(launch_file, **given):
+    """The words of the one process, as launch would start it."""
+    module, entities = launch_file('trackers')
+    (node,) = module.make_node({**defaults(entities), **given})
+    assert node.kwargs['executable'] == 'pipeline_node' and 'name' not in node.kwargs
+    words = [
+        word if isinstance(word, str) else str(ROOT / 'config' / 'tracker.yaml')
+        for word in node.kwargs['arguments']
+    ]
+    return ['pipeline_node', *words, '--ros-args'], node
+
+
+def test_several_cameras_have_a_tracker_each_in_one_process(launch_file, context):
+    words, node = trackers_words(
+        launch_file, namespaces='left, /arm/right', mesh_file_path='/m.obj', mesh_scale='0.001',
+        image_topic='color/image_raw', depth_topic='/depth', use_sim_time='true',
+    )  # fmt: skip
+    assert node.kwargs['parameters'] == [{'use_sim_time': True}]
+    found = sections(words)
+    assert [part for part, _ in found] == [TRACKER, TRACKER]
+    for (_, arguments), namespace in zip(found, ('/left', '/arm/right'), strict=True):
+        probe = rclpy.create_node('probe', context=context, cli_args=arguments)
+        assert probe.get_namespace() == namespace
+        expected = TrackerParameters(mesh_file_path='/m.obj', mesh_scale=0.001)
+        assert declare(probe, TrackerParameters) == expected
+        assert probe.resolve_topic_name('image') == f'{namespace}/color/image_raw'
+        assert probe.resolve_topic_name('depth') == '/depth'
+        assert probe.resolve_topic_name('camera_info') == f'{namespace}/camera_info'
+        probe.destroy_node()
+
+
+@pytest.mark.parametrize('text', ['left,left', 'left,', '', '/'])
+def test_cameras_need_names_of_their_own(launch_file, text):
+    with pytest.raises(ValueError, match=f'launch argument namespaces:={text}: each camera'):
+        trackers_words(launch_file, namespaces=text)
 
 
 def test_every_node_named_is_one_with_arguments_of_its_own():

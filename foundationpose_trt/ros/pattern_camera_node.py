@@ -1,16 +1,23 @@
-"""ROS node: a camera of nothing, to measure with: the same image at a fixed rate, stamped now."""
+"""ROS node: a camera of nothing, to measure with: the same image at a fixed rate, stamped now.
+
+Its messages are serialised once: as from a driver in C++, what Python takes to fill them is not
+part of a pose's age.
+"""
 
 from __future__ import annotations
 
+import struct
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from builtin_interfaces.msg import Time
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
-from sensor_msgs.msg import CameraInfo, Image
+from rclpy.serialization import serialize_message
+from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
 from foundationpose_trt.datatypes import CameraIntrinsics
@@ -51,16 +58,16 @@ class PatternCameraNode(Node):
         )
         rgb = np.arange(p.height * p.width * 3, dtype=np.uint32).astype(np.uint8)
         labels = 1 + np.arange(p.width) * p.objects // p.width
-        self._messages = [
-            (CameraInfo, 'camera_info', conversions.camera_info_message(camera, header)),
-            (Image, 'segmentation', _image(np.tile(labels, (p.height, 1)), 'u1', 'mono8')),
-            (Image, 'depth', _image(np.full((p.height, p.width), DEPTH_MM), 'u2', '16UC1')),
-            (Image, 'image', _image(rgb.reshape(p.height, p.width, 3), 'u1', 'rgb8')),
-        ]
-        self._publishers_of = {
-            topic: self.create_publisher(kind, topic, CAMERA_QOS)
-            for kind, topic, _ in self._messages
+        messages = {  # a detector's mask comes after the image that it is of
+            'camera_info': conversions.camera_info_message(camera, header),
+            'depth': _image(np.full((p.height, p.width), DEPTH_MM), 'u2', '16UC1'),
+            'image': _image(rgb.reshape(p.height, p.width, 3), 'u1', 'rgb8'),
+            'segmentation': _image(np.tile(labels, (p.height, 1)), 'u1', 'mono8'),
         }
+        self._sent = [
+            (self.create_publisher(type(message), topic, CAMERA_QOS), serialize_message(message))
+            for topic, message in messages.items()
+        ]
         self.viewed = 0
         if p.look:
             self.create_subscription(Image, 'debug/pose', self._on_debug, CAMERA_QOS)
@@ -80,9 +87,19 @@ class PatternCameraNode(Node):
 
     def _on_timer(self) -> None:
         stamp = self.get_clock().now().to_msg()
-        for _, topic, message in self._messages:
-            message.header.stamp = stamp
-            self._publishers_of[topic].publish(message)
+        for publisher, serialized in self._sent:
+            publisher.publish(restamped(serialized, stamp))
+
+
+def restamped(serialized: bytes, stamp: Time) -> bytes:
+    """Return a serialised message that begins with a header, with another stamp in it.
+
+    In CDR the stamp follows the four bytes that tell the encoding, in that one's byte order
+    (OMG DDSI-RTPS 2.5, section 10.2).
+    """
+    order = '<' if serialized[1] & 1 else '>'
+    values = struct.pack(f'{order}iI', stamp.sec, stamp.nanosec)
+    return serialized[:4] + values + serialized[12:]
 
 
 def _image(pixels: np.ndarray, code: str, encoding: str) -> Image:
