@@ -149,7 +149,7 @@ def test_symmetries_thin_the_grid(symmetries, count):
     [
         (FULL_SCHEDULE, 252 * 5, [252]),
         (PRUNED_SCHEDULE, 252 + 2 * 48 + 2 * 12, [252, 48, 12]),
-        (FAST_SCHEDULE, 252 + 2 * 64 + 2 * 16, [64, 16]),
+        (FAST_SCHEDULE, 252 + 64 + 3 * 32, [64, 32]),
         ((RegisterStage(0, 300), RegisterStage(0, 1)), 0, [252, 252]),
     ],
     ids=['full', 'pruned', 'fast', 'keeps at most all'],

@@ -33,7 +33,7 @@ FULL_SCHEDULE = (RegisterStage(5, 252),)
 PRUNED_SCHEDULE = (RegisterStage(1, 48), RegisterStage(2, 12), RegisterStage(2, 12))
 
 # Depth sorts out three quarters after the first refinement, the scorer decides about the rest.
-FAST_SCHEDULE = (RegisterStage(1, 64, 'depth'), RegisterStage(2, 16), RegisterStage(2, 16))
+FAST_SCHEDULE = (RegisterStage(1, 64, 'depth'), RegisterStage(1, 32), RegisterStage(3, 32))
 
 SHARED = ('chunk', 'cuda_graph_cache_capacity')  # by the objects of one estimator
 
