@@ -15,9 +15,11 @@ RADIUS_PX = wp.constant(2)  # 5x5 window, foundationpose.md §3.3
 FAR_M = wp.constant(100.0)
 NEAR_VALID_M = wp.constant(0.001)
 EROSION_DIFFERENCE_M = wp.constant(0.001)
-EROSION_RATIO = wp.constant(0.8)
+# At most 0.8 of a window may be bad: whole numbers decide that without a rounded quotient.
+EROSION_KEEPS = wp.constant(5)  # one good pixel in so many
 BILATERAL_SIGMA_PX = 2.0
 BILATERAL_BAND_M = wp.constant(0.01)
+SURELY_IN_BAND_M = wp.constant(0.0099)  # a window this shallow, whatever the mean is rounded to
 
 
 @wp.func
@@ -56,18 +58,45 @@ def erode(
         return
     y = i // width
     x = i - y * width
-    total = float(0.0)
-    bad = float(0.0)
+    y_first = wp.max(y - RADIUS_PX, 0)
+    x_first = wp.max(x - RADIUS_PX, 0)
     y_last = wp.min(y + RADIUS_PX, height - 1)
     x_last = wp.min(x + RADIUS_PX, width - 1)
-    for v in range(wp.max(y - RADIUS_PX, 0), y_last + 1):
-        for u in range(wp.max(x - RADIUS_PX, 0), x_last + 1):
+    total = (y_last - y_first + 1) * (x_last - x_first + 1)
+    good = int(0)
+    for v in range(y_first, y_last + 1):
+        for u in range(x_first, x_last + 1):
             value = depth[n, v * width + u]
-            total += 1.0
-            if not is_valid(value) or wp.abs(value - center) > EROSION_DIFFERENCE_M:
-                bad += 1.0
-    if bad / total <= EROSION_RATIO:
-        out[n, i] = center
+            if is_valid(value) and wp.abs(value - center) <= EROSION_DIFFERENCE_M:
+                good += 1
+                if EROSION_KEEPS * good >= total:  # on a surface after a fifth of the window
+                    out[n, i] = center
+                    return
+
+
+@wp.func
+def mean_in_band(  # noqa: PLR0913 (Warp's functions have no methods to share arguments)
+    depth: wp.array2d(dtype=float),
+    n: int,
+    width: int,
+    box: wp.vec4i,
+    center: wp.vec2i,
+    spatial: wp.array2d(dtype=float),
+    mean: float,
+) -> float:
+    """Gaussian mean of a box's values within the band around a mean; 0 without any."""
+    weights = float(0.0)
+    weighted = float(0.0)
+    for v in range(box[0], box[2] + 1):
+        for u in range(box[1], box[3] + 1):
+            value = depth[n, v * width + u]
+            if is_valid(value) and wp.abs(value - mean) < BILATERAL_BAND_M:
+                weight = spatial[v - center[0] + RADIUS_PX, u - center[1] + RADIUS_PX]
+                weights += weight
+                weighted += weight * value
+    if weights > 0.0:
+        return weighted / weights
+    return 0.0
 
 
 @wp.kernel
@@ -93,6 +122,10 @@ def smooth(
     x = i - y * width
     count = float(0.0)
     total = float(0.0)
+    weights = float(0.0)
+    weighted = float(0.0)
+    nearest = float(FAR_M)
+    farthest = float(0.0)
     y_first = wp.max(y - RADIUS_PX, 0)
     x_first = wp.max(x - RADIUS_PX, 0)
     y_last = wp.min(y + RADIUS_PX, height - 1)
@@ -103,20 +136,18 @@ def smooth(
             if is_valid(value):
                 count += 1.0
                 total += value
-    if count == 0.0 or is_cut(patch, y, x, image_size):
-        return
-    mean = total / count
-    weights = float(0.0)
-    weighted = float(0.0)
-    for v in range(y_first, y_last + 1):
-        for u in range(x_first, x_last + 1):
-            value = depth[n, v * width + u]
-            if is_valid(value) and wp.abs(value - mean) < BILATERAL_BAND_M:
                 weight = spatial[v - y + RADIUS_PX, u - x + RADIUS_PX]
                 weights += weight
                 weighted += weight * value
-    if weights > 0.0:
-        out[n, i] = weighted / weights
+                nearest = wp.min(nearest, value)
+                farthest = wp.max(farthest, value)
+    if count == 0.0 or is_cut(patch, y, x, image_size):
+        return
+    if farthest - nearest < SURELY_IN_BAND_M:
+        out[n, i] = weighted / weights  # all are in the band: another loop would add the same
+        return
+    box = wp.vec4i(y_first, x_first, y_last, x_last)
+    out[n, i] = mean_in_band(depth, n, width, box, wp.vec2i(y, x), spatial, total / count)
 
 
 def spatial_weights() -> torch.Tensor:
