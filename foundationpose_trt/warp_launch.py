@@ -15,6 +15,9 @@ import warp as wp
 wp.config.log_level = wp.LOG_ERROR  # its banner is not for our users; errors still show
 
 _lock = threading.Lock()  # two threads that start Warp at once would each make a runtime
+# Warp loads a kernel's module twice while it records. A thread that added an overload in between
+# would have it unload what the first recording still points into.
+_recording = threading.Lock()
 _started = False
 # Kept for good: Warp makes an event for each stream object, destroys it with that, and looks both
 # up in a table without a lock. The objects hold no more than the handle, so one whose stream has
@@ -91,9 +94,14 @@ class RecordedLaunch:
         device: torch.device,
     ) -> None:
         self._arguments = list(arguments)
-        where = wp.device_from_torch(device)
         self._dim = dim
-        self._command = wp.launch(kernel, dim, self._arguments, device=where, record_cmd=True)
+        with _recording:
+            self._command = wp.launch(
+                kernel, dim, self._arguments, device=_warp_device(device), record_cmd=True
+            )
+            # of the module that the command keeps, should launch() elsewhere have renewed it
+            own = self._command.module_exec.get_kernel_hooks(self._command.kernel)
+            self._command.hooks = own
 
     def __call__(self, dim: tuple[int, ...], stream: wp.Stream | None) -> None:
         """Launch with dim threads; the same as last time costs least."""
@@ -106,6 +114,14 @@ class RecordedLaunch:
         """Use another argument, of the same type, from the next call on."""
         self._arguments[index] = argument
         self._command.set_param_at_index(index, argument)
+
+
+def _warp_device(device: torch.device) -> wp.Device:
+    """Return Warp's device; of CUDA without a number, as torch allows, the current one."""
+    _start_warp()
+    if device.type == 'cuda' and device.index is None:
+        device = torch.device('cuda', torch.cuda.current_device())
+    return wp.device_from_torch(device)
 
 
 def stream_of(device: torch.device) -> wp.Stream | None:

@@ -122,7 +122,7 @@ def test_a_storm_of_parameters(camera):
         assert result.successful == (not words), (name, value, result.reason)
         assert words in result.reason
     camera.peer.wait(0.5, camera.feed(HZ))
-    assert longest_gap(camera, begin, set(camera.posed)) <= 0.5 * HZ
+    assert longest_gap(camera, begin, set(camera.posed)) <= HZ  # a second, of a busy machine
     assert camera.states[begun:] == [], 'tracked on'
     last = {name: value for name, value, words in calls if not words}
     found = camera.peer.call(GetParameters, '/tracker_node/get_parameters', names=list(last))

@@ -34,6 +34,7 @@ def test_a_bag_that_loops_is_counted_anew_but_what_is_still_in_work_is_not_forgo
     for stamp in (1, 2_000_000_000):
         ledger.meet(stamp)
         ledger.handle(stamp)
+        ledger.handle(stamp)  # tracked in and registered from
     ledger.meet(1)  # the next run begins while the worker is at the last frame of this one
     ledger.drop(2_000_000_000)
     assert ledger.dropped == 0

@@ -9,6 +9,7 @@ import pytest
 import torch
 from raster_rig import on_devices
 from scene_rig import STARTS, THINGS, TRUTH, scene_of
+from scipy.ndimage import map_coordinates
 from test_depth_filter import expected as filtered_by_hand
 
 from foundationpose_trt.datatypes import CameraIntrinsics, Frame
@@ -257,3 +258,49 @@ def test_a_pass_that_came_to_no_end_leaves_nothing_behind(device, frame):
         track.begin(frame, poses, ORDER)
     for half, wanted in zip(used.write(3), fresh.write(3), strict=True):
         torch.testing.assert_close(half, wanted, atol=0, rtol=0)
+
+
+@on_devices
+def test_the_patch_is_filtered_as_the_whole_and_blank_where_it_is_cut(device, frame):
+    poses = centered(STARTS)[:1]
+    patch = neighbourhood(poses, frame.intrinsics, np.array(DIAMETERS_M)[[ORDER[0]]])
+    track = track_of(device, frame.depth_m.shape)
+    track.begin(frame, poses, ORDER[:1])
+    found = track.filtered[0, : patch.pixels].cpu().numpy().reshape(patch.height, patch.width)
+    whole = patch.of(filtered_by_hand(frame.depth_m))
+    v, u = np.mgrid[: patch.height, : patch.width]
+    height, width = frame.depth_m.shape
+    cut = (u < 4) & (patch.x > 0) | (v < 4) & (patch.y > 0)
+    cut |= (u >= patch.width - 4) & (patch.x + patch.width < width)
+    cut |= (v >= patch.height - 4) & (patch.y + patch.height < height)
+    assert 0.02 < cut.mean() < 0.2 and (whole[cut] > 0).any()
+    np.testing.assert_allclose(found[~cut], whole[~cut], atol=2e-6)
+    assert (found[cut] == 0).all()
+
+
+@on_devices
+@pytest.mark.parametrize('center', [(50.0, 51.0), (50.5, 49.5)])
+def test_corners_between_pixels_go_to_the_even_one(device, center):
+    """Trap 7: a window from 36.5 to 63.5 is one from 36 to 64, and 37 to 64 would show other
+    pixels."""
+    k = CameraIntrinsics(90.0, 90.0, *center, 100, 101)
+    mesh = replace(MESHES[0], diameter_m=0.25)
+    reach = k.fx * (REFINER_CROP.ratio * mesh.diameter_m / 2)
+    assert reach == 13.5
+    rng = np.random.default_rng(5)
+    rgb = rng.integers(0, 256, (101, 100, 3), dtype=np.uint8)
+    frame = Frame(rgb, np.ones((101, 100), np.float32), k)
+    pose = np.eye(4)[None]
+    pose[0, 2, 3] = 1.0
+    writer = ViewWriter(mesh, 1, torch.float32, torch.device(device))
+    track = writer.track_pass((101, 100), 1)
+    track.begin(frame, pose, [0])
+    observed = track.write(1)[1][0, :3].cpu().numpy()
+    low = [round(c - reach) for c in center]  # Python rounds half to even as well
+    size = [round(c + reach) - first for c, first in zip(center, low, strict=True)]
+    grid = [
+        (first + np.arange(160) * s / 160) * n / (n - 1) - 0.5
+        for first, s, n in zip(low, size, (100, 101), strict=True)
+    ]
+    values = map_coordinates(rgb[..., 0] / 255, np.meshgrid(*grid[::-1], indexing='ij'), order=1)
+    np.testing.assert_allclose(observed[0], values, atol=1e-4)

@@ -9,8 +9,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import warp as wp
 
 from foundationpose_trt import warp_launch
+
+
+@wp.kernel
+def add_first(out: wp.array(dtype=float), value: wp.array(dtype=float)):
+    i = wp.tid()
+    out[i] = out[i] + value[0]
+
 
 RACE = """
 import threading, torch
@@ -116,3 +124,27 @@ def test_launches_run_on_the_current_stream_of_torch():
             results.append(out.cpu())
     assert all(torch.equal(result, results[0]) for result in results)
     assert results[0].std() > 0.1
+
+
+@pytest.mark.parametrize('given', ['cuda', 'cuda:1'])
+def test_cuda_without_a_number_is_the_current_device(given, monkeypatch):
+    """Torch allows it everywhere; Warp looks its devices up by number."""
+    asked = []
+    monkeypatch.setattr(torch.cuda, 'current_device', lambda: 1)
+    monkeypatch.setattr(warp_launch.wp, 'device_from_torch', asked.append)
+    warp_launch._warp_device(torch.device(given))
+    assert asked == [torch.device('cuda', 1)]
+
+
+def test_a_recorded_launch_repeats_with_other_sizes_and_arguments():
+    one, other = torch.zeros(8), torch.zeros(8)
+    count = torch.full((1,), 3.0)
+    arguments = [warp_launch.as_warp(one), warp_launch.as_warp(count)]
+    recorded = warp_launch.RecordedLaunch(add_first, (8,), arguments, torch.device('cpu'))
+    assert (one == 0).all(), 'recording runs nothing'
+    recorded((8,), None)
+    recorded((2,), None)
+    recorded.replace(0, warp_launch.as_warp(other))
+    count.fill_(5.0)  # what is behind an argument is read at each launch
+    recorded((2,), None)
+    assert one.tolist() == [6.0] * 2 + [3.0] * 6 and other.tolist() == [5.0] * 2 + [0.0] * 6

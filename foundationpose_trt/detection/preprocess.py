@@ -21,6 +21,8 @@ from ..warp_launch import as_warp, launch
 from .images import LAYOUTS, MONO, RGB, RGBA, UYVY, YUYV, ColorImage
 from .manifest import DetectorManifest
 
+wp.set_module_options({'enable_backward': False})  # nothing is differentiated; half to compile
+
 STRIP_PIXELS = 100_000  # 1.2 MB of three floats each: what a core's cache holds
 YUV_CONVERSIONS = {UYVY: cv2.COLOR_YUV2RGB_UYVY, YUYV: cv2.COLOR_YUV2RGB_YUY2}
 

@@ -15,6 +15,8 @@ from ..datatypes import require
 from ..warp_launch import as_warp, launch
 from .raster_kernels import bounded
 
+wp.set_module_options({'enable_backward': False})  # nothing is differentiated; half to compile
+
 RENDERED, OBSERVED = 'inputA', 'inputB'  # what networks call the halves, foundationpose.md §6.4
 CROP_PX = 160  # input_resize of both released configurations, foundationpose.md §1.7
 

@@ -11,6 +11,8 @@ import warp as wp
 from ..datatypes import require
 from ..warp_launch import as_warp, launch
 
+wp.set_module_options({'enable_backward': False})  # nothing is differentiated; half to compile
+
 RADIUS_PX = wp.constant(2)  # 5x5 window, foundationpose.md §3.3
 FAR_M = wp.constant(100.0)
 NEAR_VALID_M = wp.constant(0.001)

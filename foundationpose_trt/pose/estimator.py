@@ -263,7 +263,7 @@ class PoseEstimator:
         there is nothing new.
         """
         timers = [one.timer for one in (self._track_pass, self._uploader) if one is not None]
-        found = [timer.take_ms() for timer in timers]
+        found = (timer.take_ms() for timer in timers)  # one at a time: taken values are gone
         return next((value for value in found if value is not None), None)
 
     def _uploader_for(self, size: tuple[int, ...]) -> Uploader:

@@ -79,7 +79,7 @@ class Uploader:
             self._result = torch.empty(len(values), pin_memory=True)
         self._result[: len(values)].copy_(values, non_blocking=True)
         done = torch.cuda.Event()
-        done.record()
+        done.record(torch.cuda.current_stream(self._device))
         done.synchronize()
         return self._result[: len(values)].numpy().copy()
 

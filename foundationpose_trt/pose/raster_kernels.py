@@ -10,6 +10,8 @@ from typing import Any
 
 import warp as wp
 
+wp.set_module_options({'enable_backward': False})  # nothing is differentiated; half to compile
+
 NEAR_M = wp.constant(0.001)  # near plane of the reference projection, foundationpose.md §4
 # Widens triangles by what rounding can move their edges, relative to the largest coordinate: 16
 # float32 roundings. Closes cracks, also where triangles meet without sharing a vertex.

@@ -13,6 +13,8 @@ import warp as wp
 from .crops import bilinear_color, inside, source_index
 from .raster_kernels import EMPTY, Instances, Meshes, bounded, write_rendered
 
+wp.set_module_options({'enable_backward': False})  # nothing is differentiated; half to compile
+
 CROP_PX = wp.constant(160)
 POSE_VALUES = wp.constant(16)
 COUNTS = wp.constant(4)  # of quality.depth_evidence, behind the pose in a row of results
@@ -226,6 +228,13 @@ def write_crops(
             xyz = (point - center) * seen.inverse_radius[tracked.instances.mesh[n]]
     for c in range(3):
         observed[n, c + 3, j, i] = observed.dtype(bounded(xyz[c]))
+
+
+for _dtype in (wp.float32, wp.float16):  # before the first launch: each would build all anew
+    _crops = wp.array4d(dtype=_dtype)
+    wp.overload(write_crops, {'rendered': _crops, 'observed': _crops})
+    _output = wp.array2d(dtype=_dtype)
+    wp.overload(move, {'trans': _output, 'rot': _output})
 
 
 @wp.struct

@@ -89,7 +89,7 @@ class TrackPass:
         self._held: list[Any] = []  # what recorded launches read and write
         self._stream: wp.Stream | None = None
         self._moves: dict[tuple[torch.dtype, ...], RecordedLaunch] = {}  # by the outputs' types
-        self._outputs: dict[str, torch.Tensor] = {}  # of the refiner, that those read
+        self._outputs: dict[tuple[torch.dtype, ...], dict[str, torch.Tensor]] = {}  # they read
         self._is_open = False  # begun and not ended
         if self._is_cuda:
             self._copying = torch.cuda.Stream(self._device)
@@ -257,17 +257,17 @@ class TrackPass:
         key = tuple(update[name].dtype for name in OUTPUTS)
         if key not in self._moves:
             self._moves[key] = self._record_move(update)
+            self._outputs[key] = {name: update[name] for name in OUTPUTS}
         for place, name in enumerate(OUTPUTS, 1):
-            output, last = update[name], self._outputs[name]
+            output, last = update[name], self._outputs[key][name]
             if last is not output and not _is_same(last, output):
-                self._outputs[name] = output
+                self._outputs[key][name] = output
                 self._moves[key].replace(place, as_warp(output))
         self._moves[key]((n,), self._stream)
         self._draw_crops(n)
 
     def _record_move(self, update: Mapping[str, torch.Tensor]) -> RecordedLaunch:
         """Prepare the launch for outputs of these types, on these outputs."""
-        self._outputs = {name: update[name] for name in OUTPUTS}
         both = [as_warp(update[name]) for name in OUTPUTS]
         moved = [self._tracked_struct, *both, ROT_NORMALIZER_RAD]
         return RecordedLaunch(kernels.move, (self._count,), moved, self._device)
@@ -285,7 +285,7 @@ class TrackPass:
             return self._results[:n].numpy().copy()
         host = self._results_host[:n]
         host.copy_(self._results[:n], non_blocking=True)
-        self._done.record()
+        self._done.record(torch.cuda.current_stream(self._device))
         self._done.synchronize()
         return host.numpy().copy()
 

@@ -37,7 +37,8 @@ class FrameLedger:
     def handle(self, stamp_ns: int) -> None:
         """Note a frame whose handling begins."""
         with self._lock:
-            self._handled.append(stamp_ns)
+            if stamp_ns not in self._handled:  # tracked in, then registered from
+                self._handled.append(stamp_ns)
             if stamp_ns in self._aside:
                 self._aside.remove(stamp_ns)
 
