@@ -30,8 +30,9 @@ from . import report
 from .benchmark_detector import detector_tables, run_detector
 from .benchmark_poses import PoseTask, compare, make_tasks, run_tasks
 from .benchmark_ros import ros_tables, run_ros
-from .benchmark_speed import run_register, run_track, speed_tables
+from .benchmark_speed import run_register, run_track
 from .rungs import Rung
+from .speed_tables import speed_tables
 from .wider_weights import wider_set
 
 HELP = 'measure tracking, registration, their networks, the detector, or what ROS adds'
@@ -121,7 +122,7 @@ def run(options: argparse.Namespace) -> int:
         report.print_table(title, columns, rows)
     if options.json:
         report.write_json(options.json, content)
-    return 1 if content.get('worse') else 0
+    return 1 if content.get('worse') or content.get('failed') else 0
 
 
 def _run_runtime(options: argparse.Namespace) -> int:
