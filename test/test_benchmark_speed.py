@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from raster_rig import box_parts, mesh
 
-from foundationpose_trt.pose.estimator import FAST_SCHEDULE
+from foundationpose_trt.pose.estimator import PRUNED_SCHEDULE
 from foundationpose_trt.tools import benchmark_speed, cli
 from foundationpose_trt.tools.benchmark_speed import EAGER, register_runners, track_runners
 from foundationpose_trt.tools.speed_measures import (
@@ -87,7 +87,7 @@ def test_registration_that_gets_worse_fails_the_command(step_m, status, monkeypa
     assert cli.main(['benchmark', 'register', *QUICK, '--json', str(file)]) == status
     content = json.loads(file.read_text())
     names = [row['name'] for row in content['rows']]
-    assert names == [f'onnxruntime fp32, CPU, {name}' for name in ('full', 'pruned', 'fast')]
+    assert names == [f'onnxruntime fp32, CPU, {name}' for name in ('full', 'pruned')]
     assert content['worse'] == (names[1:] if status else [])
     assert content['rows'][0]['pose']['translation_mm'] < 1.1 * step_m * 1e3
 
@@ -104,7 +104,6 @@ def test_rows_of_a_gpu(monkeypatch):
         ('torch fp16 + graph, full', False),
         ('tensorrt fp16 + graph, full', False),
         ('tensorrt fp16 + graph, pruned', False),
-        ('tensorrt fp16 + graph, fast', False),
     ]
 
 
@@ -152,9 +151,9 @@ def test_kernels_of_a_profile_have_names_of_ours():
     assert stage_of('sm90_xmma_fprop_implicit_gemm') == NETWORKS
 
 
-def test_the_last_stage_of_the_fast_schedule_is_the_scorers():
-    assert FAST_SCHEDULE[-1].judge == 'scorer'
-    assert sum(stage.iterations for stage in FAST_SCHEDULE) == 5
+def test_what_the_pruned_schedule_keeps_is_refined_as_often_as_in_the_full_one():
+    assert PRUNED_SCHEDULE[-1].judge == 'scorer'
+    assert sum(stage.iterations for stage in PRUNED_SCHEDULE) == 5
 
 
 def test_objects_tracked_together_are_all_over_the_image():
@@ -179,7 +178,7 @@ def test_a_percentile_needs_samples():
 def test_a_row_that_fails_takes_no_other_along(monkeypatch, tmp_path):
     monkeypatch.setattr(benchmark_speed, 'PoseEstimator', Guess)
     monkeypatch.setattr(Guess, 'made', 0)
-    names = iter(['full', 'pruned', 'fast'])
+    names = iter(['full', 'pruned'])
 
     def opened(*_):
         if next(names) == 'pruned':
@@ -190,7 +189,7 @@ def test_a_row_that_fails_takes_no_other_along(monkeypatch, tmp_path):
     assert cli.main(['benchmark', 'register', *QUICK, '--json', str(file)]) == 1
     content = json.loads(file.read_text())
     assert content['failed'] == ['onnxruntime fp32, CPU, pruned'] and content['worse'] == []
-    assert ['failed' in row for row in content['rows']] == [False, True, False]
+    assert ['failed' in row for row in content['rows']] == [False, True]
 
 
 def test_figures_of_a_gpu_have_tables():

@@ -24,7 +24,6 @@ from scipy.spatial.transform import Rotation
 
 from foundationpose_trt.datatypes import Frame, Outcome, PoseEstimate
 from foundationpose_trt.pose.estimator import (
-    FAST_SCHEDULE,
     FULL_SCHEDULE,
     PRUNED_SCHEDULE,
     EstimatorSettings,
@@ -148,11 +147,10 @@ def test_symmetries_thin_the_grid(symmetries, count):
     ('schedule', 'refined', 'scored'),
     [
         (FULL_SCHEDULE, 252 * 5, [252]),
-        (PRUNED_SCHEDULE, 252 + 2 * 48 + 2 * 12, [252, 48, 12]),
-        (FAST_SCHEDULE, 252 + 64 + 3 * 32, [64, 32]),
+        (PRUNED_SCHEDULE, 252 + 64 + 3 * 32, [64, 32]),
         ((RegisterStage(0, 300), RegisterStage(0, 1)), 0, [252, 252]),
     ],
-    ids=['full', 'pruned', 'fast', 'keeps at most all'],
+    ids=['full', 'pruned', 'keeps at most all'],
 )
 def test_schedules_refine_score_and_keep_what_they_say(schedule, refined, scored):
     networks = oracle_networks(refiner=Nothing())

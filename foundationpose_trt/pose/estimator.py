@@ -17,7 +17,6 @@ from ..datatypes import CameraIntrinsics, Frame, Outcome, PoseEstimate, require
 from ..runtime.choice import BackendChoice
 from .backends import NetworkEngines, open_engines
 from .crops import REFINER_CROP, SCORER_CROP, ObservedImages
-from .estimator_settings import FAST_SCHEDULE as FAST_SCHEDULE
 from .estimator_settings import FULL_SCHEDULE as FULL_SCHEDULE
 from .estimator_settings import PRUNED_SCHEDULE as PRUNED_SCHEDULE
 from .estimator_settings import EstimatorSettings as EstimatorSettings

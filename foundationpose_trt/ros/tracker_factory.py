@@ -11,7 +11,6 @@ from typing import Any
 from foundationpose_trt.datatypes import CameraIntrinsics, require
 from foundationpose_trt.pose.backends import Progress, open_engines
 from foundationpose_trt.pose.estimator import (
-    FAST_SCHEDULE,
     FULL_SCHEDULE,
     PRUNED_SCHEDULE,
     EstimatorSettings,
@@ -166,7 +165,7 @@ def _settings(
     automatic = 'pruned' if device == 'cpu' else 'full'
     chosen = parameters.register_schedule
     full = (RegisterStage(parameters.refine_iterations, FULL_SCHEDULE[0].keep),)
-    schedules = {'full': full, 'pruned': PRUNED_SCHEDULE, 'fast': FAST_SCHEDULE}
+    schedules = {'full': full, 'pruned': PRUNED_SCHEDULE}
     return EstimatorSettings(
         schedule=schedules[automatic if chosen == 'auto' else chosen],
         chunk=parameters.register_chunk,

@@ -53,9 +53,9 @@ class TrackerParameters(CameraNodeParameters):
         ' torch; on a CPU ONNX Runtime where it is installed', choices=BACKENDS,
     )  # fmt: skip
     register_schedule: str = parameter(
-        'auto', 'full: refine and score all hypotheses, as published; pruned: drop the bad ones'
-        ' early by scoring all; fast: by the depth that confirms them, at a third of the cost of'
-        ' full; auto: full on CUDA, pruned on a CPU', choices=('auto', 'full', 'pruned', 'fast'),
+        'auto', 'full: refine and score all hypotheses, as published; pruned: drop those early'
+        ' that depth and scorer tell to be wrong, at a third of the cost; auto: full on CUDA,'
+        ' pruned on a CPU', choices=('auto', 'full', 'pruned'),
     )  # fmt: skip
     register_chunk: int = parameter(
         0, 'hypotheses that go through the networks at once when registering: fewer need less'

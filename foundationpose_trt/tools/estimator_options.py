@@ -12,7 +12,6 @@ import torch
 from ..datatypes import require
 from ..pose.backends import BACKENDS, NetworkEngines, open_engines
 from ..pose.estimator import (
-    FAST_SCHEDULE,
     FULL_SCHEDULE,
     PRUNED_SCHEDULE,
     EstimatorSettings,
@@ -23,7 +22,7 @@ from ..pose.weights import PoseNetworks, load_networks
 from ..runtime.choice import BackendChoice
 from ..runtime.graph_cache import ENABLING_VARIABLE, capacity_by_environment
 
-SCHEDULES = {'full': FULL_SCHEDULE, 'pruned': PRUNED_SCHEDULE, 'fast': FAST_SCHEDULE}
+SCHEDULES = {'full': FULL_SCHEDULE, 'pruned': PRUNED_SCHEDULE}
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def add_estimator_arguments(parser: argparse.ArgumentParser) -> None:
         '--schedule',
         choices=sorted(SCHEDULES),
         help='registration refines all 252 hypotheses five times (full, default on CUDA) or drops'
-        ' the poor ones early by scoring them (pruned, default on a CPU) or by depth (fast)',
+        ' those early that depth and scorer tell to be wrong (pruned, default on a CPU)',
     )
     group.add_argument(
         '--chunk',
