@@ -16,7 +16,7 @@ from ..runtime.graph_cache import flush_allocator
 from ..scenes.metrics import auc, pose_errors
 from .benchmark_poses import PoseTask
 
-FEWEST, LIMIT_S = 5, 5.0  # repeats of slow calls, and how long they may take
+FEWEST, LIMIT_S = 3, 5.0  # repeats of slow calls, and how long others may take
 AWAY_DIAMETERS = 3.0  # where the object of the timed frames is
 FOCAL_WIDTHS = 0.94  # focal length over image width: 56 degrees across
 TOGETHER = 8
