@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 
@@ -36,3 +37,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if marked and lacks():
             for item in marked:
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _nothing_of_earlier_modules() -> None:
+    """DDS participants of earlier contexts go with what refers to them; see ros_contexts.py."""
+    gc.collect()

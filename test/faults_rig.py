@@ -14,13 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import rclpy
 import soak_scene
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseStamped
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
+from ros_contexts import begin_context, end_context
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header, String
 from std_srvs.srv import Trigger
@@ -146,8 +146,7 @@ class Peer:
 
     def __init__(self) -> None:
         use_shared_memory_profile()
-        self.context = rclpy.Context()
-        rclpy.init(context=self.context)
+        self.context = begin_context()
         self.node = Node(f'peer_{next(Peer.count)}', context=self.context)
         self.executor = SingleThreadedExecutor(context=self.context)
         self.executor.add_node(self.node)
@@ -193,7 +192,8 @@ class Peer:
 
     def close(self) -> None:
         self.node.destroy_node()
-        self.context.try_shutdown()
+        self.executor.shutdown()
+        end_context(self.context)
 
 
 class Camera:

@@ -6,12 +6,12 @@ import threading
 import time
 
 import numpy as np
-import rclpy
 from geometry_msgs.msg import PoseStamped
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile
+from ros_contexts import begin_context, end_context
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Float32, Header, String
 
@@ -136,12 +136,11 @@ class Bench:
     """A node under test and a peer in one context; `until` spins until something holds."""
 
     def __init__(self, make_node):
-        self.context = rclpy.Context()
-        rclpy.init(context=self.context)
+        self.context = begin_context()
         try:
             self.node = make_node(self.context)
         except BaseException:
-            self.context.try_shutdown()
+            end_context(self.context)
             raise
         self.peer = Node('peer', context=self.context)
         self.executor = SingleThreadedExecutor(context=self.context)
@@ -167,7 +166,8 @@ class Bench:
         self.node.close()
         self.node.destroy_node()
         self.peer.destroy_node()
-        self.context.try_shutdown()
+        self.executor.shutdown()
+        end_context(self.context)
 
     def spin(self, seconds):
         end_s = time.monotonic() + seconds

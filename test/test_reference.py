@@ -13,10 +13,10 @@ from types import SimpleNamespace
 import pytest
 
 pytest.importorskip('rclpy', reason='ROS 2 (rclpy) is not installed')
-import rclpy
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from ros_contexts import begin_context, end_context
 from ros_rig import Bench, Rig, ScriptedGroup
 from std_msgs.msg import String
 
@@ -61,10 +61,9 @@ def rig(tmp_path, monkeypatch):
 @pytest.fixture
 def context(tmp_path, monkeypatch):
     monkeypatch.setenv('ROS_LOG_DIR', str(tmp_path))
-    context = rclpy.Context()
-    rclpy.init(context=context)
+    context = begin_context()
     yield context
-    context.try_shutdown()
+    end_context(context)
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ import pytest
 
 pytest.importorskip('rclpy', reason='ROS 2 (rclpy) is not installed')
 import rclpy
+from ros_contexts import begin_context, end_context
 
 from foundationpose_trt.ros.dds import PROFILE_PATH, profile_variables
 from foundationpose_trt.ros.detector_parameters import DetectorParameters
@@ -187,10 +188,9 @@ OF_TRACKER = TrackerParameters(
 @pytest.fixture
 def context(tmp_path, monkeypatch):
     monkeypatch.setenv('ROS_LOG_DIR', str(tmp_path))
-    context = rclpy.Context()
-    rclpy.init(context=context)
+    context = begin_context()
     yield context
-    context.try_shutdown()
+    end_context(context)
 
 
 def pipeline_nodes(launch_file, **given):

@@ -19,6 +19,7 @@ from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
+from ros_contexts import begin_context, end_context
 from ros_rig import MS, Rig
 from sensor_msgs.msg import CameraInfo
 
@@ -218,12 +219,11 @@ def test_names_of_objects_have_parameters_before_the_first_configure(make_rig):
 
 
 def unconfigured_topics():
-    context = rclpy.Context()
-    rclpy.init(context=context)
+    context = begin_context()
     node = TrackerNode(context=context)
     topics = {p.topic_name for p in node.publishers}
     node.destroy_node()
-    context.shutdown()
+    end_context(context)
     return topics - {'/rosout', '/parameter_events'}
 
 
@@ -266,8 +266,7 @@ def test_a_node_runs_on_the_events_executor_and_ends_at_a_signal(tmp_path, monke
         process = subprocess.Popen(
             [sys.executable, '-m', pattern_camera_node.__name__], stdout=file, stderr=file
         )
-    context = rclpy.Context()
-    rclpy.init(context=context)
+    context = begin_context()
     node = rclpy.create_node('viewer', context=context)
     heard = []
     node.create_subscription(CameraInfo, 'camera_info', heard.append, image_node.input_qos())
@@ -278,7 +277,7 @@ def test_a_node_runs_on_the_events_executor_and_ends_at_a_signal(tmp_path, monke
     process.send_signal(signal.SIGTERM)
     assert process.wait(10) == 0 and heard, log.read_text()
     node.destroy_node()
-    context.shutdown()
+    end_context(context)
 
 
 def test_a_value_of_another_type_ends_it_with_status_2():

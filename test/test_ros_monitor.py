@@ -16,11 +16,11 @@ import pytest
 
 pytest.importorskip('rclpy', reason='ROS 2 (rclpy) is not installed')
 pytest.importorskip('diagnostic_msgs', reason='diagnostic_msgs is not installed')
-import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
+from ros_contexts import begin_context, end_context
 from std_msgs.msg import String
 
 pytestmark = pytest.mark.ros
@@ -33,8 +33,7 @@ class Fleet:
     """Nodes that report each second as ours do, until the block ends."""
 
     def __init__(self):
-        self._context = rclpy.Context()
-        rclpy.init(context=self._context)
+        self._context = begin_context()
         self._executor = SingleThreadedExecutor(context=self._context)
         self.nodes = []
 
@@ -73,7 +72,8 @@ class Fleet:
             self._executor.spin_once(timeout_sec=0.1)
         for node in self.nodes:
             node.destroy_node()
-        self._context.try_shutdown()
+        self._executor.shutdown()
+        end_context(self._context)
 
 
 @contextmanager

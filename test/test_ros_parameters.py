@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip('rclpy', reason='ROS 2 (rclpy) is not installed')
-import rclpy
 from rclpy.node import Node
 from rclpy.parameter import Parameter
+from ros_contexts import begin_context, end_context
 
 from foundationpose_trt.ros.detector_parameters import DetectorParameters
 from foundationpose_trt.ros.managed_node import OWN_PARAMETERS
@@ -38,10 +38,9 @@ MANAGED = (TrackerParameters, DetectorParameters)  # the nodes that have OWN_PAR
 @pytest.fixture
 def context(tmp_path, monkeypatch):
     monkeypatch.setenv('ROS_LOG_DIR', str(tmp_path))
-    context = rclpy.Context()
-    rclpy.init(context=context)
+    context = begin_context()
     yield context
-    context.try_shutdown()
+    end_context(context)
 
 
 def node_with(context, overrides=(), arguments=()):

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 pytest.importorskip('rclpy', reason='ROS 2 (rclpy) is not installed')
-import rclpy
 import trimesh
 from geometry_msgs.msg import PoseStamped
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile
+from ros_contexts import begin_context, end_context
 from scipy.spatial.transform import Rotation
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import String
@@ -64,8 +64,7 @@ class Audience:
     """A player and a subscriber of everything it publishes."""
 
     def __init__(self, scene, **parameters):
-        self.context = rclpy.Context()
-        rclpy.init(context=self.context)
+        self.context = begin_context()
         self.peer = Node('peer', context=self.context)
         self.heard = {}
         for kind, topic in (
@@ -98,7 +97,8 @@ class Audience:
     def close(self):
         self.player.destroy_node()
         self.peer.destroy_node()
-        self.context.try_shutdown()
+        self.executor.shutdown()
+        end_context(self.context)
 
 
 @pytest.fixture
