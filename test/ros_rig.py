@@ -163,7 +163,7 @@ class Bench:
         self.until(lambda: all(self.node.count_subscribers(t) for t in self.heard))
 
     def close(self):
-        self.node.close()
+        self.node.close(timeout_s=WAIT_S)  # or its thread would publish from a node that is gone
         self.node.destroy_node()
         self.peer.destroy_node()
         self.executor.shutdown()
