@@ -2,8 +2,13 @@
 
 ros2 launch foundationpose_trt tracker.launch.py mesh_file_path:=/path/to/object.obj
     image_topic:=/camera/color/image_raw depth_topic:=/camera/aligned_depth_to_color/image_raw
+
+With namespaces:=left,right there is one for each of several cameras, in one process that shares
+the CUDA context. Topics without a leading slash are then in the namespace of each camera. What
+differs from camera to camera stands in params_file, under the nodes' names: /left/tracker_node.
 """
 
+import json
 import os
 
 from launch.action import Action
@@ -41,6 +46,10 @@ def generate_launch_description() -> LaunchDescription:
         ),
         DeclareLaunchArgument('namespace', default_value='', description='namespace of the node'),
         DeclareLaunchArgument(
+            'namespaces', default_value=NOT_GIVEN,
+            description='of several cameras, separated by commas, in the place of namespace',
+        ),
+        DeclareLaunchArgument(
             'use_sim_time', default_value=NOT_GIVEN, choices=['true', 'false', NOT_GIVEN],
             description='take the time from /clock; empty: as the parameter file',
         ),
@@ -63,14 +72,17 @@ def generate_launch_description() -> LaunchDescription:
 
 
 def make_node(context: LaunchContext) -> list[Action]:
-    """Make the node; only arguments that were given override params_file."""
+    """Make the node or nodes; only arguments that were given override params_file."""
     given = {name: LaunchConfiguration(name).perform(context) for name, _, _ in OVERRIDES}
     overrides = {
         name: kind(given[name]) for name, kind, _ in OVERRIDES if given[name] != NOT_GIVEN
     }
     use_sim_time = LaunchConfiguration('use_sim_time').perform(context)
-    if use_sim_time != NOT_GIVEN:
-        overrides['use_sim_time'] = use_sim_time == 'true'
+    clock = {} if use_sim_time == NOT_GIVEN else {'use_sim_time': use_sim_time == 'true'}
+    cameras = LaunchConfiguration('namespaces').perform(context)
+    if cameras != NOT_GIVEN:
+        return [one_process(context, namespaces(cameras), overrides, clock)]
+    overrides |= clock
     node = Node(
         package=PACKAGE,
         executable='tracker_node',
@@ -82,3 +94,35 @@ def make_node(context: LaunchContext) -> list[Action]:
         output='screen',
     )
     return [node]
+
+
+def one_process(context: LaunchContext, cameras: list[str], overrides: dict, clock: dict) -> Node:
+    """Make the process of several nodes, one in each namespace."""
+    shared = ['--params-file', LaunchConfiguration('params_file')]
+    for name, value in overrides.items():
+        shared += ['-p', f'{name}:={json.dumps(value)}']
+    for topic in TOPICS:
+        target = LaunchConfiguration(f'{topic}_topic').perform(context)
+        shared += ['-r', f'{topic}:={target}']
+    arguments = []
+    for namespace in cameras:
+        arguments += ['--tracker', '-r', f'__ns:={namespace}', *shared]
+    # without a name: it would go to all nodes
+    return Node(
+        package=PACKAGE,
+        executable='pipeline_node',
+        arguments=arguments,
+        parameters=[clock] if clock else [],
+        output='screen',
+    )
+
+
+def namespaces(text: str) -> list[str]:
+    """Read absolute namespaces; raises ValueError where two cameras would be one."""
+    found = ['/' + name.strip().strip('/') for name in text.split(',')]
+    if len(set(found)) < len(found) or '/' in found:
+        raise ValueError(
+            f'launch argument namespaces:={text}: each camera needs a name of its own,'
+            " as in 'left,right'"
+        )
+    return found

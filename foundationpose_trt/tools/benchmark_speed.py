@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,7 +21,7 @@ from ..pose.weights import PoseNetworks, load_networks
 from ..runtime.choice import BackendChoice, default_folder
 from ..runtime.tensorrt_api import installed
 from ..synthesis.objects import make_object
-from .benchmark_detector import measured
+from .benchmark_detector import measured, without_tf32
 from .benchmark_poses import PoseTask, make_tasks
 from .eager_pipeline import EagerPipeline
 from .estimator_options import SCHEDULES
@@ -150,20 +151,17 @@ def register_runners(on_cuda: bool) -> list[Runner]:
 
 def run_track(options: argparse.Namespace) -> dict[str, Any]:
     """Measure tracking; figures by row."""
-    content = _run(options, track_runners, _track_row)
+    content, runners = _run(options, track_runners, _track_row)
     if torch.cuda.is_available():  # when all is measured: the profiler stays in the process
-        for runner, row in zip(content.pop('runners'), content['rows'], strict=True):
+        for runner, row in zip(runners, content['rows'], strict=True):
             if not runner.eager and 'failed' not in row:
                 row['timeline'] = _timeline(runner, content['weights'], options)
-    content.pop('runners', None)
     return content
 
 
 def run_register(options: argparse.Namespace) -> dict[str, Any]:
     """Measure registration; figures by row."""
-    content = _run(options, register_runners, _register_row)
-    content.pop('runners')
-    return content
+    return _run(options, register_runners, _register_row)[0]
 
 
 Row = dict[str, Any]
@@ -172,7 +170,8 @@ Measure = Callable[[Setting, argparse.Namespace, list[PoseTask]], Row]
 
 def _run(
     options: argparse.Namespace, runners_of: Callable[[bool], list[Runner]], measure: Measure
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], list[Runner]]:
+    """Measure the runners; returns the figures and who they are of."""
     require(
         min(options.heights) >= 100 and options.repeats >= 1 and options.objects >= 1,
         f'--heights {options.heights} must be 100 or more, --repeats {options.repeats} and'
@@ -199,14 +198,14 @@ def _run(
     good = [row for row in rows if 'failed' not in row]
     require(len(good) > 0, f'nothing could be measured: {rows}')
     first = good[0]['pose']
-    return {
+    content = {
         'weights': weights,
         'views': len(tasks),
-        'runners': chosen,
         'rows': rows,
         'worse': [row['name'] for row in good[1:] if is_worse(row['pose'], first, len(tasks))],
         'failed': [row['name'] for row in rows if 'failed' in row],
     }
+    return content, chosen
 
 
 def _load_libraries() -> None:
@@ -217,9 +216,9 @@ def _load_libraries() -> None:
     torch.cuda.synchronize()
 
 
-def _exact_if(exact: bool) -> Any:
-    """Float32 to the last bit, or torch's default."""
-    return torch.backends.cudnn.flags(enabled=True, allow_tf32=not exact)
+def _exact(rung: Rung) -> AbstractContextManager[None]:
+    """Have fp32 mean fp32 where that is what the row says."""
+    return without_tf32() if rung.precision == 'fp32' else nullcontext()
 
 
 def _measured(
@@ -229,7 +228,7 @@ def _measured(
     tasks: list[PoseTask],
     measure: Measure,
 ) -> Row:
-    with _exact_if(runner.rung.precision == 'fp32'):
+    with _exact(runner.rung):
         setting = _open(runner, weights, options)
         return {'name': runner.name, **measure(setting, options, tasks)}
 
@@ -249,7 +248,7 @@ def _open(runner: Runner, weights: str, options: argparse.Namespace) -> Setting:
 
 def _timeline(runner: Runner, weights: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     """What the GPU does in one tracked frame."""
-    with _exact_if(runner.rung.precision == 'fp32'):
+    with _exact(runner.rung):
         setting = _open(runner, weights, options)
         mesh = make_object(FIRST_VIEW_SEED)
         tracked, (frame, pose, _) = setting.make(mesh), timed_frame(options.heights[0], mesh)
