@@ -30,6 +30,11 @@ class TrackingState(str, Enum):
     LOST = 'LOST'
 
 
+# IEEE 754 single precision, read as a whole number: what is negative, infinite or no number is not
+# below this, all else is. One pass over an image instead of two.
+INFINITY_BITS = 0x7F800000
+
+
 def require(condition: bool, message: str) -> None:
     """Raise ValueError(message) unless the condition holds."""
     if not condition:
@@ -106,7 +111,7 @@ class Frame:
             ' millimetres by 0.001',
         )
         depth = np.asarray(self.depth_m, dtype=np.float32)
-        if not (depth.size and depth.min() >= 0 and depth.max() < np.inf):  # NaN: neither
+        if not (depth.size and depth.view(np.uint32).max() < INFINITY_BITS):
             depth = np.where(np.isfinite(depth) & (depth > 0), depth, np.float32(0))
         object.__setattr__(self, 'depth_m', depth)
 

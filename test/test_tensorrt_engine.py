@@ -10,12 +10,13 @@ import pytest
 import tensorrt_rig as rig
 import torch
 
-from foundationpose_trt.runtime import tensorrt_engine
+from foundationpose_trt.runtime import cuda_graph, tensorrt_engine
 from foundationpose_trt.runtime.build import BuildOptions, build_engine
 from foundationpose_trt.runtime.engine_manifest import read_manifest
 from foundationpose_trt.runtime.specs import TensorSpec
 from foundationpose_trt.runtime.tensorrt_api import load_api
 from foundationpose_trt.runtime.tensorrt_engine import TensorRtEngine
+from foundationpose_trt.runtime.workspace import Workspace
 from foundationpose_trt.tools import cli
 
 VERSIONS = ('8.6.1', '10.13.3.9', '11.4.0.106')
@@ -114,11 +115,33 @@ def test_executions_share_one_workspace(plan, stub):
     assert len(set(workspaces(stub))) == 1 and len(kept) == 3
 
 
-def test_a_workspace_each_when_asked(plan, stub):
-    engine = TensorRtEngine(plan, 'cpu', share_workspace=False)
-    kept = [engine.execution(crops(1)) for _ in range(2)]
-    assert len(set(workspaces(stub))) == 2
-    assert {execution.nbytes for execution in kept} == {crops(1)['x'].nbytes + rig.WORKSPACE}
+def test_engines_share_one_as_large_as_the_most_demanding_needs(plan, stub):
+    shared = Workspace(torch.device('cpu'))
+    first, second = (TensorRtEngine(plan, 'cpu', workspace=shared) for _ in range(2))
+    shared.reserve(3 * rig.WORKSPACE)
+    kept = [engine.execution(crops(1)) for engine in (first, second)]
+    assert len(set(workspaces(stub))) == 1
+    assert first.workspace.memory().nbytes == 3 * rig.WORKSPACE
+    assert {execution.nbytes for execution in kept} == {crops(1)['x'].nbytes}
+
+
+def test_one_in_use_is_not_taken_for_what_needs_more(plan, stub):
+    shared = Workspace(torch.device('cpu'))
+    shared.reserve(rig.WORKSPACE - 1)
+    address = shared.memory().data_ptr()
+    engine = TensorRtEngine(plan, 'cpu', workspace=shared)
+    engine.execution(crops(1))
+    assert engine.workspace is not shared and workspaces(stub) != [address]
+    assert not shared.reserve(rig.WORKSPACE) and shared.memory().data_ptr() == address
+
+
+def test_engines_on_one_workspace_are_launched_one_after_the_other(plan, stub, monkeypatch):
+    monkeypatch.setattr(cuda_graph, 'LaunchOrder', lambda device: object())
+    shared = Workspace(torch.device('cpu'))
+    both = [TensorRtEngine(plan, 'cpu', workspace=shared) for _ in range(2)]
+    alone = TensorRtEngine(plan, 'cpu')
+    assert cuda_graph.order_of(both[0]) is cuda_graph.order_of(both[1])
+    assert cuda_graph.order_of(alone) is not cuda_graph.order_of(both[0])
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,10 @@ from ..runtime.choice import BackendChoice, default_folder, fitting_tensorrt, re
 from ..runtime.engine import Engine
 from ..runtime.engine_manifest import record_tolerance
 from ..runtime.onnx_engine import OnnxEngine
-from ..runtime.specs import BATCH, TensorSpec
+from ..runtime.specs import BATCH, TensorSpec, normalized
 from ..runtime.tensorrt_engine import TensorRtEngine
 from ..runtime.torch_engine import TorchEngine
+from ..runtime.workspace import Workspace
 from .crops import CROP_PX, OBSERVED, RENDERED
 from .export import ensure_onnx, export_request
 from .networks import scaled
@@ -65,8 +66,7 @@ def open_engines(
     elif backend == 'onnxruntime':
         engines = [OnnxEngine(exported(networks, kind, choice)) for kind in KINDS]
     else:
-        make = _Plans(networks, choice, backend, progress)
-        engines = [make.engine(kind) for kind in KINDS]
+        engines = list(_Plans(networks, choice, backend, progress).engines())
     return NetworkEngines(engines[0], engines[1], f'{backend} ({reason})')
 
 
@@ -165,18 +165,25 @@ class _Plans:
     backend: str
     progress: Progress | None
 
-    def engine(self, kind: str) -> Engine:
-        """Open the engine of one of KINDS."""
+    def engines(self) -> list[TensorRtEngine]:
+        """Open the engines of KINDS; the estimator runs one after the other: on one workspace."""
+        workspace = Workspace(normalized(self.networks.device))
+        engines = [self._engine(kind, workspace) for kind in KINDS]
+        for kind, engine in zip(KINDS, engines, strict=True):
+            if not engine.manifest.tolerance:  # the first time this engine runs
+                plan = plan_path(self.networks, kind, self.choice, self.backend)
+                self._check(engine, kind, plan)
+        return engines
+
+    def _engine(self, kind: str, workspace: Workspace) -> TensorRtEngine:
         plan = plan_path(self.networks, kind, self.choice, self.backend)
         onnx = onnx_path(self.networks, kind, self.choice)
         if self.choice.build:
             onnx = exported(self.networks, kind, self.choice)
             options = BuildOptions(backend=self.backend)
             ensure_engine(onnx, plan, options, self._reporter(kind))
-        engine = TensorRtEngine(plan, self.networks.device, onnx if onnx.is_file() else None)
-        if not engine.manifest.tolerance:  # the first time this engine runs
-            self._check(engine, kind, plan)
-        return engine
+        source = onnx if onnx.is_file() else None
+        return TensorRtEngine(plan, self.networks.device, source, workspace)
 
     def _check(self, engine: TensorRtEngine, kind: str, plan: Path) -> None:
         largest = engine.manifest.batches[-1]

@@ -7,6 +7,7 @@ are tracked together go through it as one batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 
@@ -60,6 +61,7 @@ class PoseEstimator:
         self.networks = networks
         self.device = networks.device
         diameters = [mesh.diameter_m for mesh in self.meshes]
+        self._object_from_centered = [mesh.object_from_centered for mesh in self.meshes]
         self._radius_m = torch.tensor([d / 2 for d in diameters], device=self.device)
         self._use(settings_by_object(settings, len(self.meshes)))
         engines = engines or open_engines(networks, BackendChoice('torch'))
@@ -200,7 +202,7 @@ class PoseEstimator:
         with quality, OUT_OF_RANGE, NOT_FINITE. Whether the quality is good enough is the
         tracker's decision. Raises ValueError for an unknown place and a pose that is not finite.
         """
-        last = {i: self._centered(i, pose) for i, pose in camera_from_object.items()}
+        last = self._centered(camera_from_object)
         seen = [index for index, pose in last.items() if pose[2, 3] >= NEAREST_M]
         # with the most iterations first: those that go on after any of them are the first rows
         seen.sort(key=lambda index: -self._settings[index].track_iterations)
@@ -242,14 +244,18 @@ class PoseEstimator:
         last = len(self.meshes) - 1
         require(0 <= index <= last, f'object index is {index}, must be between 0 and {last}')
 
-    def _centered(self, index: int, camera_from_object: np.ndarray) -> np.ndarray:
-        self._require_known(index)
-        last = camera_from_object @ self.meshes[index].object_from_centered
-        if not np.isfinite(last).all():
-            raise ValueError(
-                f'the pose to track from is not finite, object {index}'
-                f' ({self.meshes[index].name}): {last}'
-            )
+    def _centered(self, camera_from_object: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:
+        """Poses (4, 4) of the objects' centres, by their places."""
+        last = {}
+        for index, pose in camera_from_object.items():
+            self._require_known(index)
+            last[index] = pose @ self._object_from_centered[index]
+            # a sum is finite where all its terms are, unless they are astronomic: no pose either
+            if not math.isfinite(last[index].sum()):
+                raise ValueError(
+                    f'the pose to track from is not finite, object {index}'
+                    f' ({self.meshes[index].name}): {last[index]}'
+                )
         return last
 
     def _all_of(self, index: int, count: int) -> torch.Tensor:

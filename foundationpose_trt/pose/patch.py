@@ -8,9 +8,9 @@ import numpy as np
 
 from ..datatypes import CameraIntrinsics
 
-# The refiner's 1.2 and 0.6 diameters of motion to each side: of an object that moved so far
-# between two frames half is outside the first crop.
-NEIGHBOURHOOD_RATIO = 2.4
+# The refiner's 1.2 and 0.4 diameters of motion to each side: of an object that moved so far
+# between two frames a third is outside the first crop.
+NEIGHBOURHOOD_RATIO = 2.0
 FILTER_REACH_PX = 4  # the depth filters read two pixels around a pixel, twice
 NEAREST_M = 1e-3
 FARTHEST_PX = 1e6  # keeps what is far outside the image in integers
@@ -44,17 +44,25 @@ def neighbourhood(
     crops.crop_windows makes them), and around it what filtering the depth in them reads, cut to
     the image; of poses that look past the image, its nearest border.
     """
-    t = camera_from_centered[:, :3, 3].astype(np.float64)
-    z = np.maximum(t[:, 2], NEAREST_M)
-    center = t[:, :2] / z[:, None] * (intrinsics.fx, intrinsics.fy)
-    center += intrinsics.cx, intrinsics.cy
+    # plain numbers: for a few poses arrays cost ten times as much
+    x_low, x_high, y_low, y_high = [], [], [], []
     focal = max(intrinsics.fx, intrinsics.fy)
-    reach = (focal * NEIGHBOURHOOD_RATIO * diameters_m / 2 / z)[:, None]
-    low = np.rint(np.clip(center - reach, -FARTHEST_PX, FARTHEST_PX))
-    high = np.rint(np.clip(center + reach, -FARTHEST_PX, FARTHEST_PX))
-    last = np.array([intrinsics.width - 1, intrinsics.height - 1])
-    first = np.clip(low, 0, last).min(0) - FILTER_REACH_PX
-    end = np.clip(high, 0, last).max(0) + FILTER_REACH_PX
-    x, y = np.clip(first, 0, last).astype(int).tolist()
-    width, height = (np.clip(end, 0, last) - (x, y) + 1).astype(int).tolist()
-    return Patch(x, y, width, height)
+    places = camera_from_centered[:, :3, 3].tolist()
+    for (x, y, z), diameter_m in zip(places, diameters_m.tolist(), strict=True):
+        z = max(z, NEAREST_M)
+        reach = focal * NEIGHBOURHOOD_RATIO * diameter_m / 2 / z
+        u, v = x / z * intrinsics.fx + intrinsics.cx, y / z * intrinsics.fy + intrinsics.cy
+        x_low.append(u - reach)
+        x_high.append(u + reach)
+        y_low.append(v - reach)
+        y_high.append(v + reach)
+    left, right = _side(min(x_low), max(x_high), intrinsics.width)
+    top, bottom = _side(min(y_low), max(y_high), intrinsics.height)
+    return Patch(left, top, right - left + 1, bottom - top + 1)
+
+
+def _side(low: float, high: float, size: int) -> tuple[int, int]:
+    """First and last pixel of low..high with what the filters read around, in an image."""
+    first, last = (round(min(max(end, -FARTHEST_PX), FARTHEST_PX)) for end in (low, high))
+    first, last = (min(max(end, 0), size - 1) for end in (first, last))
+    return max(first - FILTER_REACH_PX, 0), min(last + FILTER_REACH_PX, size - 1)

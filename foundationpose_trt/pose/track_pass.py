@@ -1,7 +1,9 @@
 """One tracked frame around the refiner: one way there, few launches, one way back.
 
-Only what a pose can reach is copied to the device, on a stream of its own while the first crop is
-being drawn. Launches are recorded once and repeated; the CUDA graph is the refiner's alone.
+Only what a pose can reach is copied to the device: depth first, so that it is filtered while the
+host packs the colours. Packing takes longer than the device needs for what it could do beside the
+copies, so they need no stream of their own. Launches are recorded once and repeated; the CUDA
+graph is the refiner's alone.
 """
 
 from __future__ import annotations
@@ -51,11 +53,15 @@ class _Staged:
         self.staging = torch.zeros(count, dtype=dtype, pin_memory=pinned)
         self.values = self.staging.numpy()
         self.on_device = torch.zeros(count, dtype=dtype, device=device) if pinned else self.staging
+        self._sent = (self.on_device, self.staging)  # last time: slicing takes microseconds
 
     def send(self, count: int) -> None:
         """Copy the first values, asynchronously."""
-        if self.on_device is not self.staging:
-            self.on_device[:count].copy_(self.staging[:count], non_blocking=True)
+        if self.on_device is self.staging:
+            return
+        if len(self._sent[0]) != count:
+            self._sent = self.on_device[:count], self.staging[:count]
+        self._sent[0].copy_(self._sent[1], non_blocking=True)
 
 
 class TrackPass:
@@ -85,20 +91,17 @@ class TrackPass:
         self._header = _Staged(header, torch.float32, self._device)
         self._rgb = _Staged(3 * pixels, torch.uint8, self._device)
         self._depth = _Staged(pixels, torch.float32, self._device)
-        self.timer = StageTimer(self._device)  # of the copies
+        self.timer = StageTimer(self._device)  # of bringing a patch there
         self._held: list[Any] = []  # what recorded launches read and write
         self._stream: wp.Stream | None = None
         self._moves: dict[tuple[torch.dtype, ...], RecordedLaunch] = {}  # by the outputs' types
         self._outputs: dict[tuple[torch.dtype, ...], dict[str, torch.Tensor]] = {}  # they read
         self._is_open = False  # begun and not ended
-        if self._is_cuda:
-            self._copying = torch.cuda.Stream(self._device)
-            self._copied, self._done = torch.cuda.Event(), torch.cuda.Event()
+        self._done = torch.cuda.Event() if self._is_cuda else None
         self._results_host = torch.zeros(
             self._count, POSE + COUNTS, pin_memory=self._is_cuda, dtype=torch.float32
         )
         self._record()
-        self._wait_to_copy()
 
     def _tensor(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
         tensor = torch.zeros(shape, dtype=dtype, device=self._device)
@@ -192,21 +195,14 @@ class TrackPass:
         self._start((n,), self._stream)
         self._draw_crops(n)
         self._send(frame, patch)
-        threads = min(self.size[0] * self.size[1], -(-patch.pixels // STEP_PX) * STEP_PX)
-        self._erode((1, threads), self._stream)
-        self._smooth((1, threads), self._stream)
 
     def _open(self) -> None:
-        """Begin anew; what a pass left that came to no end is put away."""
+        """Begin anew; what a pass left that came to no end is waited for and put away."""
         if self._is_open:
+            if self._is_cuda:
+                torch.cuda.synchronize(self._device)
             self._visibility.fill_(-1)
-            self._wait_to_copy()
         self._is_open = True
-
-    def _wait_to_copy(self) -> None:
-        """Let the next copies wait for what the current stream has begun: it uses the buffers."""
-        if self._is_cuda:
-            self._copying.wait_stream(torch.cuda.current_stream(self._device))
 
     def _fill_header(
         self,
@@ -224,25 +220,32 @@ class TrackPass:
         values[first : first + n] = objects
 
     def _send(self, frame: Frame, patch: Patch) -> None:
-        """Pack the patch and copy it; the current stream goes on when it has arrived."""
-        shape = (patch.height, patch.width)
-        count = patch.pixels
-        if not self._is_cuda:
-            with self.timer:
-                self._pack(frame, patch, shape)
+        """Bring the patch to the device and filter its depth there."""
+        if self._is_cuda:
+            with self.timer:  # the filters run in between, in less time than packing takes
+                self._send_depth(frame, patch)
+                self._filter(patch)
+                self._send_colors(frame, patch)
             return
-        self._pack(frame, patch, shape)
-        with torch.cuda.stream(self._copying):
-            with self.timer:
-                self._depth.send(count)
-                self._rgb.send(3 * count)
-            self._copied.record(self._copying)
-        torch.cuda.current_stream(self._device).wait_event(self._copied)
+        with self.timer:
+            self._send_depth(frame, patch)
+            self._send_colors(frame, patch)
+        self._filter(patch)
 
-    def _pack(self, frame: Frame, patch: Patch, shape: tuple[int, int]) -> None:
-        count = patch.pixels
-        np.copyto(self._depth.values[:count].reshape(shape), patch.of(frame.depth_m))
-        np.copyto(self._rgb.values[: 3 * count].reshape(*shape, 3), patch.of(frame.rgb))
+    def _send_depth(self, frame: Frame, patch: Patch) -> None:
+        packed = self._depth.values[: patch.pixels].reshape(patch.height, patch.width)
+        np.copyto(packed, patch.of(frame.depth_m))
+        self._depth.send(patch.pixels)
+
+    def _send_colors(self, frame: Frame, patch: Patch) -> None:
+        packed = self._rgb.values[: 3 * patch.pixels].reshape(patch.height, patch.width, 3)
+        np.copyto(packed, patch.of(frame.rgb))
+        self._rgb.send(3 * patch.pixels)
+
+    def _filter(self, patch: Patch) -> None:
+        threads = min(self.size[0] * self.size[1], -(-patch.pixels // STEP_PX) * STEP_PX)
+        self._erode((1, threads), self._stream)
+        self._smooth((1, threads), self._stream)
 
     def _draw_crops(self, n: int) -> None:
         self._draw((n, self._bank.max_faces), self._stream)
@@ -281,13 +284,12 @@ class TrackPass:
         runs = CROP_PX // int(kernels.RUN_PX)
         self._is_open = False
         self._count_evidence((n, CROP_PX, runs), self._stream)
-        if not self._is_cuda:
+        if self._done is None:
             return self._results[:n].numpy().copy()
-        host = self._results_host[:n]
-        host.copy_(self._results[:n], non_blocking=True)
+        self._results_host.copy_(self._results, non_blocking=True)  # all: slicing takes longer
         self._done.record(torch.cuda.current_stream(self._device))
         self._done.synchronize()
-        return host.numpy().copy()
+        return self._results_host[:n].numpy().copy()
 
 
 Refine = Callable[[torch.Tensor, torch.Tensor], dict[str, torch.Tensor]]

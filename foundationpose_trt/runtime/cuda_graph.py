@@ -34,17 +34,17 @@ def is_lasting(stream: torch.cuda.Stream) -> bool:
 
 
 class LaunchOrder:
-    """Keeps all launches of one engine apart, on the host and on the device.
+    """Keeps all launches on one workspace apart, on the host and on the device.
 
-    Its executions share a workspace, so no two may overlap: a lock orders threads, an event
-    orders streams. Launches that stay on one stream wait for nothing.
+    An engine's executions share one, and engines may: a lock orders threads, an event orders
+    streams. Launches that stay on one stream wait for nothing.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         # Reentrant: a session that the garbage collector drops inside it waits here as well.
         self.lock = threading.RLock()
-        # One for all captures of the engine: each new one would take another of torch's 32
+        # One for all captures: each new one would take another of torch's 32
         # shared streams, with cuBLAS workspaces of its own, and in the end some thread's.
         self.side = torch.cuda.Stream(device, priority=-1)
         self._pool = torch.cuda.graph_pool_handle()  # scratch memory that all its graphs share
@@ -110,16 +110,17 @@ class LaunchOrder:
                 self._pool = torch.cuda.graph_pool_handle()
 
 
-_orders: weakref.WeakKeyDictionary[Engine, LaunchOrder] = weakref.WeakKeyDictionary()
+_orders: weakref.WeakKeyDictionary[object, LaunchOrder] = weakref.WeakKeyDictionary()
 _orders_lock = threading.Lock()
 
 
 def order_of(engine: Engine) -> LaunchOrder:
-    """Return the one LaunchOrder of an engine, which all its sessions share."""
+    """Return the one LaunchOrder of an engine, or of all engines that share its workspace."""
+    shared = getattr(engine, 'workspace', engine)  # back ends of torch's allocator have none
     with _orders_lock:
-        if engine not in _orders:
-            _orders[engine] = LaunchOrder(engine.device)
-        return _orders[engine]
+        if shared not in _orders:
+            _orders[shared] = LaunchOrder(engine.device)
+        return _orders[shared]
 
 
 class GraphEntry:

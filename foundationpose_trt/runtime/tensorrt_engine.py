@@ -14,12 +14,13 @@ from .engine_manifest import check_engine, read_manifest, rebuild_command
 from .specs import check_inputs, normalized
 from .tensorrt_api import TensorRtApi, load_api
 from .tensorrt_log import ErrorList
+from .workspace import Workspace
 
 
 class TensorRtExecution:
     """A context bound to input tensors of one shape, and the outputs it writes.
 
-    nbytes: the outputs, and the workspace where it is not shared.
+    nbytes: of the outputs; the workspace is the engine's.
     """
 
     def __init__(
@@ -30,13 +31,12 @@ class TensorRtExecution:
         self.errors = ErrorList()
         with torch.cuda.device(engine.device), engine.api.relay.to(self.errors):
             self._context = self._checked(engine.new_context(), 'a new context')
-            self._workspace = engine.workspace()
+            self._memory = engine.workspace.memory()
             self._select_profile(profile)
             self._bind_inputs()
             self.outputs = self._bind_outputs()
-            engine.api.give_workspace(self._context, self._workspace)
-        own = 0 if engine.shares_workspace else self._workspace.nbytes
-        self.nbytes = own + sum(tensor.nbytes for tensor in self.outputs.values())
+            engine.api.give_workspace(self._context, self._memory)
+        self.nbytes = sum(tensor.nbytes for tensor in self.outputs.values())
 
     def enqueue(self) -> dict[str, torch.Tensor]:
         """Launch on the current stream without waiting; returns the outputs by name.
@@ -96,8 +96,7 @@ class TensorRtEngine:
     """A deserialised plan on one GPU.
 
     Its executions share one workspace, as large as the largest batch needs, so no two of them may
-    run at the same time on the device (a captured graph has the workspace's address baked in, so
-    it never moves). With share_workspace=False each has its own.
+    run at the same time on the device.
     """
 
     light = False
@@ -109,11 +108,13 @@ class TensorRtEngine:
         plan: Path,
         device: str | torch.device = 'cuda',
         onnx: Path | None = None,
-        share_workspace: bool = True,
+        workspace: Workspace | None = None,
         backend: str | None = None,
         remedy: str = '',
     ) -> None:
-        """plan: the engine file, its manifest beside it. onnx: what it must come from.
+        """plan: the engine file, its manifest beside it. onnx: what it must come from. workspace:
+        to share with other engines of the device, which then never run at the same time; of its
+        own by default, and where the given one is in use and too small.
 
         backend: 'tensorrt' | 'tensorrt_lean' | 'tensorrt_rtx', by default the one that built it.
         Raises ValueError when this TensorRT is missing, and with the remedy (by default the
@@ -126,8 +127,6 @@ class TensorRtEngine:
         platform = platform_of(self.api, self.device)
         require(platform.gpu is not None, f'{plan} needs a GPU, and torch sees none')
         self.manifest = check_engine(plan, platform, onnx, remedy)
-        self.shares_workspace = share_workspace
-        self._workspace: torch.Tensor | None = None
         errors = ErrorList()
         with torch.cuda.device(self.device), self.api.relay.to(errors):
             self._runtime, self._engine = self.api.deserialize(
@@ -141,6 +140,10 @@ class TensorRtEngine:
         )
         self.inputs, self.outputs = self.api.specs(self._engine)
         self.workspace_bytes = self.api.workspace_bytes(self._engine)
+        if workspace is None or not workspace.reserve(self.workspace_bytes):
+            workspace = Workspace(self.device)
+            workspace.reserve(self.workspace_bytes)
+        self.workspace = workspace
 
     def __str__(self) -> str:
         return self.name
@@ -166,15 +169,3 @@ class TensorRtEngine:
     def new_context(self) -> Any:
         """Create an execution context without workspace; None when TensorRT cannot."""
         return self.api.context(self._engine)
-
-    def workspace(self) -> torch.Tensor:
-        """Return the workspace of a new execution: the shared one, or one of its own."""
-        if not self.shares_workspace:
-            return self._new_workspace()
-        if self._workspace is None:
-            self._workspace = self._new_workspace()
-        return self._workspace
-
-    def _new_workspace(self) -> torch.Tensor:
-        size = max(1, self.workspace_bytes)
-        return torch.empty(size, dtype=torch.uint8, device=self.device)

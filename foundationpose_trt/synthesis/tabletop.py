@@ -14,6 +14,10 @@ from . import furniture
 from .camera_path import HandHeld, MotionLimits, Orbits, drive, held_target
 
 
+class NoRoomError(RuntimeError):
+    """The objects drawn for a table do not fit on it beside one another."""
+
+
 @dataclass(frozen=True)
 class SceneSettings:
     """What a composed scene looks like.
@@ -311,7 +315,7 @@ def _free_place(
         place = distance * np.array([np.cos(angle), np.sin(angle)])
         if all(np.linalg.norm(place - other) > radius + r for other, r in discs):
             return place
-    raise RuntimeError(f'no room for a clutter object of radius {radius:.3f} m: use less clutter')
+    raise NoRoomError(f'no room for a clutter object of radius {radius:.3f} m: use less clutter')
 
 
 def _random_light(rng: np.random.Generator) -> np.ndarray:

@@ -30,12 +30,13 @@ from . import report
 from .benchmark_detector import detector_tables, run_detector
 from .benchmark_poses import PoseTask, compare, make_tasks, run_tasks
 from .benchmark_ros import ros_tables, run_ros
+from .benchmark_soak import run_soak, soak_tables
 from .benchmark_speed import run_register, run_track
 from .rungs import Rung
 from .speed_tables import speed_tables
 from .wider_weights import wider_set
 
-HELP = 'measure tracking, registration, their networks, the detector, or what ROS adds'
+HELP = 'measure tracking, registration, their networks, the detector, what ROS adds, or a long run'
 CAPACITY = 8
 WARM_UP = 5
 FEWEST, LIMIT_MS = 20, 1000  # repeats of slow calls, and how long they may take
@@ -43,11 +44,13 @@ HOST_ROUNDS, HOST_CALLS, HOST_LIMIT_MS = 5, 40, 200
 TOLERANCE_DEG, TOLERANCE_MM = 0.5, 0.5  # a quarter of the median error of `base`, README
 NETWORKS = ('refiner', 'scorer')
 HEIGHTS = {'detector': [480, 720, 1080]}
+FRAMES = {'ros': 300, 'soak': 100_000}
 SUBJECTS = {
     'track': (run_track, speed_tables),
     'register': (run_register, speed_tables),
     'detector': (run_detector, detector_tables),
     'ros': (run_ros, ros_tables),
+    'soak': (run_soak, soak_tables),
 }
 LARGEST_ON_CPU = 16  # crops; more take minutes there and nobody would wait for them
 
@@ -68,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     on_cuda = torch.cuda.is_available()
     parser.add_argument('subject', choices=['runtime', *SUBJECTS])
-    pose = parser.add_argument_group('track, register and runtime')
+    pose = parser.add_argument_group('track, register, runtime and soak')
     pose.add_argument('--weights', default='base' if on_cuda else 'small', metavar='NAME|DIR')
     pose.add_argument(
         '--width',
@@ -103,9 +106,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     detector.add_argument(
         '--heights', type=int, nargs='+', help='of the images; default 480 720, detector: and 1080'
     )
+    parser.add_argument(
+        '--frames', type=int, help='ros: of each case, default 300; soak: in all, default 100000'
+    )
     ros = parser.add_argument_group('ros')
     ros.add_argument('--ros-objects', type=int, nargs='+', default=[1, 4], metavar='N')
-    ros.add_argument('--frames', type=int, default=300, help='of each case')
     ros.add_argument(
         '--compute-ms', type=float, default=5.0, help='how long the stand-in of the networks takes'
     )
@@ -117,6 +122,7 @@ def run(options: argparse.Namespace) -> int:
         return _run_runtime(options)
     measured, tables = SUBJECTS[options.subject]
     options.heights = options.heights or HEIGHTS.get(options.subject, [480, 720])
+    options.frames = FRAMES.get(options.subject) if options.frames is None else options.frames
     content = {'machine': machine(), **measured(options)}
     for title, columns, rows in tables(content):
         report.print_table(title, columns, rows)

@@ -40,6 +40,7 @@ from .timeline import timeline
 from .wider_weights import wider_set
 
 EAGER = 'plain eager torch'
+TIMELINE_CALLS = 20
 CAPACITY = 16  # graphs: a registration takes up to three, every number of objects one more
 
 
@@ -151,17 +152,26 @@ def register_runners(on_cuda: bool) -> list[Runner]:
 
 def run_track(options: argparse.Namespace) -> dict[str, Any]:
     """Measure tracking; figures by row."""
-    content, runners = _run(options, track_runners, _track_row)
-    if torch.cuda.is_available():  # when all is measured: the profiler stays in the process
-        for runner, row in zip(runners, content['rows'], strict=True):
-            if not runner.eager and 'failed' not in row:
-                row['timeline'] = _timeline(runner, content['weights'], options)
-    return content
+    return _with_timelines(*_run(options, track_runners, _track_row), options, _tracking)
 
 
 def run_register(options: argparse.Namespace) -> dict[str, Any]:
     """Measure registration; figures by row."""
-    return _run(options, register_runners, _register_row)[0]
+    return _with_timelines(*_run(options, register_runners, _register_row), options, _registering)
+
+
+def _with_timelines(
+    content: dict[str, Any],
+    runners: list[Runner],
+    options: argparse.Namespace,
+    call_of: Callable[[Setting, int], Callable[[], object]],
+) -> dict[str, Any]:
+    """Add what the GPU does, when all is measured: the profiler stays in the process."""
+    if torch.cuda.is_available():
+        for runner, row in zip(runners, content['rows'], strict=True):
+            if not runner.eager and 'failed' not in row:
+                row['timeline'] = _timeline(runner, content['weights'], options, call_of)
+    return content
 
 
 Row = dict[str, Any]
@@ -246,15 +256,30 @@ def _open(runner: Runner, weights: str, options: argparse.Namespace) -> Setting:
     return Setting(networks, settings, engines, runner.eager, memory)
 
 
-def _timeline(runner: Runner, weights: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """What the GPU does in one tracked frame."""
+def _timeline(
+    runner: Runner,
+    weights: str,
+    options: argparse.Namespace,
+    call_of: Callable[[Setting, int], Callable[[], object]],
+) -> list[dict[str, Any]]:
+    """What the GPU does in one call."""
     with _exact(runner.rung):
-        setting = _open(runner, weights, options)
-        mesh = make_object(FIRST_VIEW_SEED)
-        tracked, (frame, pose, _) = setting.make(mesh), timed_frame(options.heights[0], mesh)
+        call = call_of(_open(runner, weights, options), options.heights[0])
         for _ in range(3):
-            tracked.track(frame, [pose])
-        return timeline(lambda: tracked.track(frame, [pose]), 20)
+            call()
+        return timeline(call, TIMELINE_CALLS)
+
+
+def _tracking(setting: Setting, height: int) -> Callable[[], object]:
+    mesh = make_object(FIRST_VIEW_SEED)
+    runner, (frame, pose, _) = setting.make(mesh), timed_frame(height, mesh)
+    return lambda: runner.track(frame, [pose])
+
+
+def _registering(setting: Setting, height: int) -> Callable[[], object]:
+    mesh = make_object(FIRST_VIEW_SEED)
+    runner, (frame, _, mask) = setting.make(mesh), timed_frame(height, mesh)
+    return lambda: runner.register(frame, mask)
 
 
 def _track_row(setting: Setting, options: argparse.Namespace, tasks: list[PoseTask]) -> Row:

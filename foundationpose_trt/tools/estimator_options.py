@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,6 +18,7 @@ from ..pose.estimator import (
     PRUNED_SCHEDULE,
     EstimatorSettings,
     PoseEstimator,
+    RegisterStage,
 )
 from ..pose.mesh import ObjectMesh
 from ..pose.weights import PoseNetworks, load_networks
@@ -23,6 +26,27 @@ from ..runtime.choice import BackendChoice
 from ..runtime.graph_cache import ENABLING_VARIABLE, capacity_by_environment
 
 SCHEDULES = {'full': FULL_SCHEDULE, 'pruned': PRUNED_SCHEDULE}
+STAGES = re.compile(r'\d+:\d+(:[a-z]+)?(,\d+:\d+(:[a-z]+)?)*')
+
+
+def schedule_of(text: str) -> tuple[RegisterStage, ...]:
+    """Return a schedule by its name or by its stages, `iterations:keep[:judge]` with commas.
+
+    Raises ValueError for anything else.
+    """
+    if text in SCHEDULES:
+        return SCHEDULES[text]
+    require(
+        STAGES.fullmatch(text) is not None,
+        f'schedule "{text}" must be one of {", ".join(SCHEDULES)}, or stages such as'
+        ' 1:64:depth,1:32,3:32 (refinements:kept[:judge])',
+    )
+    stages = [stage.split(':') for stage in text.split(',')]
+    judges: list[Any] = [(*stage, 'scorer')[2] for stage in stages]
+    return tuple(
+        RegisterStage(int(stage[0]), int(stage[1]), judge)
+        for stage, judge in zip(stages, judges, strict=True)
+    )
 
 
 @dataclass(frozen=True)
@@ -46,7 +70,7 @@ class EstimatorChoice:
     def settings(self) -> EstimatorSettings:
         """Return the estimator's settings."""
         return EstimatorSettings(
-            schedule=SCHEDULES[self.schedule],
+            schedule=schedule_of(self.schedule),
             chunk=self.chunk,
             cuda_graph_cache_capacity=self.cuda_graphs,
         )
@@ -73,9 +97,10 @@ def add_estimator_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         '--schedule',
-        choices=sorted(SCHEDULES),
+        metavar='NAME|STAGES',
         help='registration refines all 252 hypotheses five times (full, default on CUDA) or drops'
-        ' those early that depth and scorer tell to be wrong (pruned, default on a CPU)',
+        ' those early that depth and scorer tell to be wrong (pruned, default on a CPU); or stages'
+        ' as refinements:kept[:judge], such as 1:64:depth,1:32,3:32',
     )
     group.add_argument(
         '--chunk',
@@ -115,11 +140,13 @@ def chosen_estimator(options: argparse.Namespace) -> EstimatorChoice:
         f'--device {device}: PyTorch finds no CUDA device; use --device cpu, or install the'
         ' driver and a CUDA build of PyTorch',
     )
+    schedule = options.schedule or ('full' if on_cuda else 'pruned')
+    schedule_of(schedule)  # before anything is loaded
     return EstimatorChoice(
         weights=options.weights or ('base' if on_cuda else 'small'),
         device=device,
         precision=options.precision or ('fp16' if on_cuda else 'fp32'),
-        schedule=options.schedule or ('full' if on_cuda else 'pruned'),
+        schedule=schedule,
         cuda_graphs=options.cuda_graphs,
         backend=options.backend,
         engines=options.engines,

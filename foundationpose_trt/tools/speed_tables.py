@@ -57,6 +57,6 @@ def _more_tables(rows: list[Row], height: Any) -> list[Table]:
         if 'timeline' in row:
             lines = [[r['name'], r['us'], r['launches']] for r in row['timeline']]
             lines.append(['all', sum(r['us'] for r in row['timeline']), None])
-            title = f'{row["name"]}: what the GPU does in a tracked frame'
+            title = f'{row["name"]}: what the GPU does in one call'
             tables.append((title, ['', 'us', 'launches'], lines))
     return tables

@@ -25,12 +25,13 @@ from ..pose.rasterizer import Light, Rasterizer
 from ..synthesis.cast import CAST, cast_objects
 from ..synthesis.objects import HELD_OUT_FROM_SEED, TEXTURE_PX, make_object
 from ..synthesis.sensor import ColorNoise, degrade_color
-from ..synthesis.tabletop import SceneSettings, TabletopScene, compose_views
+from ..synthesis.tabletop import NoRoomError, SceneSettings, TabletopScene, compose_views
 
 STRANGERS = 4  # other objects per stage, the last of them passes in front
 TRAINING_SEEDS = 3000  # of strangers
 HELD_OUT_STRANGERS = HELD_OUT_FROM_SEED + 200_000  # evaluation of poses uses those before
 STRANGER_IN_THE_MIDDLE = 0.15  # of the stages
+ATTEMPTS = 8  # at a stage; about one set in a hundred does not fit
 NONE = -1
 ALL_NOISE = ColorNoise()
 MIN_VISIBLE_SHARE = 0.2
@@ -49,8 +50,22 @@ class Stage:
 
 
 def compose_stage(seed: int, views: int, settings: SceneSettings, held_out: bool) -> Stage:
-    """Compose a stage; held-out ones have strangers that no training sees."""
-    rng = np.random.default_rng([seed, 12 if held_out else 11])
+    """Compose a stage; held-out ones have strangers that no training sees.
+
+    Raises NoRoomError when ATTEMPTS sets of objects in a row do not fit on their tables.
+    """
+    for attempt in range(ATTEMPTS):
+        drawn = [seed, 12 if held_out else 11, *[attempt] * (attempt > 0)]
+        try:
+            return _compose(np.random.default_rng(drawn), views, settings, held_out)
+        except NoRoomError as error:
+            last = error
+    raise last
+
+
+def _compose(
+    rng: np.random.Generator, views: int, settings: SceneSettings, held_out: bool
+) -> Stage:
     first = HELD_OUT_STRANGERS if held_out else 0
     strangers = [
         (NONE, make_object(int(first + k))) for k in rng.integers(0, TRAINING_SEEDS, STRANGERS)
