@@ -30,11 +30,6 @@ class TrackingState(str, Enum):
     LOST = 'LOST'
 
 
-# IEEE 754 single precision, read as a whole number: what is negative, infinite or no number is not
-# below this, all else is. One pass over an image instead of two.
-INFINITY_BITS = 0x7F800000
-
-
 def require(condition: bool, message: str) -> None:
     """Raise ValueError(message) unless the condition holds."""
     if not condition:
@@ -82,10 +77,11 @@ class CameraIntrinsics:
 class Frame:
     """One registered RGB-D image.
 
-    rgb: (H, W, 3) uint8, R G B order. depth_m: (H, W) float32, metres along the optical axis,
-    0 = invalid (NaN, infinite and negative values are turned into 0 on construction).
-    stamp_ns: the camera's time stamp, untouched. Raises ValueError when shapes disagree and for
-    depth in whole numbers, which would be millimetres.
+    rgb: (H, W, 3) uint8, R G B order. depth_m: (H, W) float32, metres along the optical axis, as
+    the camera gave it: 0, negative, infinite and NaN are all invalid, and what reads it must know
+    (the depth filters do; valid_depth_m is for others). A pass over the image here would take a
+    tenth of a tracked frame's time. stamp_ns: the camera's time stamp, untouched. Raises
+    ValueError when shapes disagree and for depth in whole numbers, which would be millimetres.
     """
 
     rgb: np.ndarray
@@ -110,10 +106,13 @@ class Frame:
             f'depth is {self.depth_m.dtype}, must be floating-point metres: multiply whole'
             ' millimetres by 0.001',
         )
-        depth = np.asarray(self.depth_m, dtype=np.float32)
-        if not (depth.size and depth.view(np.uint32).max() < INFINITY_BITS):
-            depth = np.where(np.isfinite(depth) & (depth > 0), depth, np.float32(0))
-        object.__setattr__(self, 'depth_m', depth)
+        object.__setattr__(self, 'depth_m', np.asarray(self.depth_m, dtype=np.float32))
+
+    @property
+    def valid_depth_m(self) -> np.ndarray:
+        """Depth (H, W) float32 in metres with 0 wherever it is invalid; a new array."""
+        valid = np.isfinite(self.depth_m) & (self.depth_m > 0)
+        return np.where(valid, self.depth_m, np.float32(0))
 
 
 @dataclass(frozen=True)

@@ -72,23 +72,23 @@ def test_zero_camera_matrix_says_that_the_camera_is_not_calibrated():
 
 
 # --- frame ---------------------------------------------------------------------------------------
-def test_invalid_depth_becomes_zero_and_the_source_stays():
+def test_invalid_depth_is_zero_in_the_valid_depth_and_the_source_stays():
     depth = np.full((6, 8), 0.75, np.float32)
-    depth[0, :4] = np.nan, np.inf, -np.inf, -0.2
+    depth[0, :5] = np.nan, np.inf, -np.inf, -0.2, -0.0
     kept = depth.copy()
     made = frame(depth)
-    assert made.depth_m.dtype == np.float32
-    assert (made.depth_m[0, :4] == 0).all()
-    assert (made.depth_m == 0.75).sum() == 6 * 8 - 4
+    assert made.valid_depth_m.dtype == np.float32
+    assert (made.valid_depth_m[0, :5] == 0).all() and not np.signbit(made.valid_depth_m).any()
+    assert (made.valid_depth_m == 0.75).sum() == 6 * 8 - 5
     np.testing.assert_array_equal(depth, kept)
 
 
 @pytest.mark.parametrize('value', [0.0, np.nan, np.inf])
 def test_depth_without_any_valid_pixel_is_all_zero(value):
-    assert (frame(np.full((6, 8), value, np.float32)).depth_m == 0).all()
+    assert (frame(np.full((6, 8), value, np.float32)).valid_depth_m == 0).all()
 
 
-def test_valid_depth_is_not_copied():
+def test_depth_is_not_copied():
     depth = np.ones((6, 8), np.float32)
     assert frame(depth).depth_m is depth
 

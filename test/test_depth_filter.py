@@ -120,7 +120,9 @@ def test_erosion_keeps_a_fifth_and_not_less():
     assert (filtered(depth) == 0).all()
 
 
-@pytest.mark.parametrize('value', [0.0, 0.0009, 100.0, np.float32(1e6)])
+@pytest.mark.parametrize(
+    'value', [0.0, 0.0009, 100.0, np.float32(1e6), -1.0, np.nan, np.inf, -np.inf]
+)
 def test_an_image_without_valid_depth_gives_none(value):
     assert (filtered(np.full(SIZE, value, np.float32)) == 0).all()
 

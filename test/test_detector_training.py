@@ -19,7 +19,7 @@ from foundationpose_trt.detection.images import ColorImage
 from foundationpose_trt.detection.manifest import read_manifest
 from foundationpose_trt.synthesis.cast import CAST, cast_objects
 from foundationpose_trt.synthesis.objects import is_held_out
-from foundationpose_trt.synthesis.tabletop import SceneSettings
+from foundationpose_trt.synthesis.tabletop import NoRoomError, SceneSettings
 from foundationpose_trt.tools import cli, train_detector
 from foundationpose_trt.training import detector_scenes
 from foundationpose_trt.training.detection_metrics import average_precision
@@ -54,6 +54,31 @@ def sampler(world, count, seed=0, **options):
 def test_the_cast_is_of_held_out_objects_and_all_differ():
     assert all(is_held_out(seed) for seed in CAST.values())
     assert len({mesh.name for mesh in cast_objects()}) == len(CAST) == 6
+
+
+def test_objects_that_do_not_fit_are_drawn_again(monkeypatch):
+    """A stage that failed would end a training before its first step."""
+    drawn, compose = [], detector_scenes.compose_views
+
+    def twice_full(target, others, views, rng, settings):
+        drawn.append([target.name, *[mesh.name for mesh in others]])
+        if len(drawn) < 3:
+            raise NoRoomError('no room')
+        return compose(target, others, views, rng, settings)
+
+    monkeypatch.setattr(detector_scenes, 'compose_views', twice_full)
+    stage = compose_stage(1, 2, SETTINGS, held_out=False)
+    assert len(stage.scene) == 2 and len(drawn) == 3
+    assert drawn[0] != drawn[1] != drawn[2]
+
+
+def test_objects_that_never_fit_are_told(monkeypatch):
+    def full(*_):
+        raise NoRoomError('no room for a mug')
+
+    monkeypatch.setattr(detector_scenes, 'compose_views', full)
+    with pytest.raises(NoRoomError, match='no room for a mug'):
+        compose_stage(1, 2, SETTINGS, held_out=False)
 
 
 def test_stages_are_repeatable_and_held_out_ones_are_of_other_strangers(stages):

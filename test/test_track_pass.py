@@ -208,6 +208,26 @@ def test_only_the_neighbourhood_is_read(device, frame):
 
 
 @on_devices
+@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf, -0.3])
+def test_depth_that_is_no_depth_is_as_none(device, frame, value):
+    """Frames keep what the camera gave: the filters must tell."""
+    poses = centered(STARTS)
+    holes = np.random.default_rng(8).random(frame.depth_m.shape) < 0.2
+    results = []
+    for invalid in (np.float32(0), np.float32(value)):
+        depth = np.where(holes, invalid, frame.depth_m)
+        track = track_of(device, frame.depth_m.shape)
+        track.begin(Frame(frame.rgb, depth, frame.intrinsics), poses, ORDER)
+        crops = [half.clone() for half in track.write(3)]
+        nothing = {name: torch.zeros(3, 3, device=device) for name in ('trans', 'rot')}
+        track.move(nothing, 3)
+        results.append((*crops, torch.from_numpy(track.end(3))))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, atol=0, rtol=0)
+    assert results[0][2][:, 17].min() > 100
+
+
+@on_devices
 @pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf, 1e30])
 def test_a_network_that_answers_nonsense_moves_no_other_pose(device, frame, bad):
     poses, size = centered(STARTS), frame.depth_m.shape

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -10,7 +13,6 @@ from ..datatypes import Outcome, PoseEstimate, PoseQuality
 from .estimator_settings import EstimatorSettings
 from .mesh import ObjectMesh
 
-IDENTITY = np.eye(3)
 MOST_DRIFT = 1e-4  # of R^T R from the identity; one step leaves less than its square
 
 
@@ -26,13 +28,14 @@ class Readout:
 
     def estimate(self, camera_from_centered: np.ndarray, evidence: np.ndarray) -> PoseEstimate:
         """Name the outcome of a pose (4, 4) and the four counts of quality.depth_evidence."""
-        if not np.isfinite(camera_from_centered).all():
+        numbers = camera_from_centered.ravel().tolist()
+        if not math.isfinite(sum(map(abs, numbers))):
             return PoseEstimate(Outcome.NOT_FINITE)
-        if not self._in_range(float(camera_from_centered[2, 3])):
+        if not self._in_range(numbers[11]):
             return PoseEstimate(Outcome.OUT_OF_RANGE)
-        centered = camera_from_centered.astype(np.float64)
-        centered[:3, :3] = nearest_rotation(centered[:3, :3])
-        pose = centered @ self.mesh.centered_from_object
+        rotation = nearest_rotation(numbers[0:3] + numbers[4:7] + numbers[8:11])
+        place = (numbers[3], numbers[7], numbers[11])
+        pose = self._uncentered(rotation, place)
         quality = PoseQuality(*(int(count) for count in evidence))
         return PoseEstimate(Outcome.OK, pose, quality=quality)
 
@@ -59,21 +62,44 @@ class Readout:
             Outcome.OK, best.camera_from_object, float(scores[0]), best.quality, ranked, scores
         )
 
+    def _uncentered(self, rotation: list[float], place_m: tuple[float, ...]) -> np.ndarray:
+        """Return camera_from_object (4, 4) of the pose of the object's centre."""
+        offset = self._offset_m
+        rows = rotation[0:3], rotation[3:6], rotation[6:9]
+        x, y, z = (_dot(row, offset) + at for row, at in zip(rows, place_m, strict=True))
+        return np.array([[*rows[0], x], [*rows[1], y], [*rows[2], z], [0.0, 0.0, 0.0, 1.0]])
+
+    @cached_property
+    def _offset_m(self) -> list[float]:
+        """Where the mesh file's origin is from the centre: centered_from_object turns nothing."""
+        return list(self.mesh.centered_from_object[:3, 3].tolist())
+
     def _in_range(self, depth_m: float) -> bool:
         return self.settings.min_depth_m <= depth_m <= self.settings.max_depth_m
 
 
-def nearest_rotation(matrix: np.ndarray) -> np.ndarray:
-    """Project a (3, 3) float64 matrix onto SO(3): a new matrix.
+def nearest_rotation(matrix: Sequence[float]) -> list[float]:
+    """Project a matrix onto SO(3): nine float64 numbers, row by row.
 
     What has only drifted, by float32's rounding, needs one step of Newton and Schulz for the polar
-    factor (Higham, Functions of Matrices, 8.3: the error is squared), a third of the cost of the
-    singular values that others take.
+    factor (Higham, Functions of Matrices, 8.3: the error is squared). In plain numbers: arrays of
+    this size cost ten times as much.
     """
-    gram = matrix.T @ matrix
-    gram -= IDENTITY
-    drift = max(abs(gram.max()), abs(gram.min()))
-    if drift < MOST_DRIFT and np.linalg.det(matrix) > 0:
-        return matrix - 0.5 * (matrix @ gram)
-    u, _, vt = np.linalg.svd(matrix)
-    return np.asarray(u @ np.diag([1.0, 1.0, np.linalg.det(u @ vt)]) @ vt)
+    rows = matrix[0:3], matrix[3:6], matrix[6:9]
+    columns = tuple(zip(*rows, strict=True))
+    gram = [[_dot(one, other) for other in columns] for one in columns]
+    drift = max(abs(gram[i][j] - (i == j)) for i in range(3) for j in range(3))
+    x, y, z = rows
+    volume = (
+        x[0] * (y[1] * z[2] - y[2] * z[1])
+        - x[1] * (y[0] * z[2] - y[2] * z[0])
+        + x[2] * (y[0] * z[1] - y[1] * z[0])
+    )
+    if drift < MOST_DRIFT and volume > 0:
+        return [1.5 * row[j] - 0.5 * _dot(row, gram[j]) for row in rows for j in range(3)]
+    u, _, vt = np.linalg.svd(np.array(rows))
+    return list((u @ np.diag([1.0, 1.0, np.linalg.det(u @ vt)]) @ vt).ravel().tolist())
+
+
+def _dot(one: Sequence[float], other: Sequence[float]) -> float:
+    return one[0] * other[0] + one[1] * other[1] + one[2] * other[2]

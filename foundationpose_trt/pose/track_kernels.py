@@ -29,6 +29,7 @@ SIDE_SEEN = wp.constant(wp.float64(159.0))  # foundationpose.md §2.4
 # The floats of a call: what the header of an upload holds, before the poses and their objects.
 HEADER = ('fx', 'fy', 'cx', 'cy', 'width', 'height', 'x', 'y', 'patch_width', 'patch_height')
 HEADER_VALUES = wp.constant(len(HEADER))
+CAMERA_VALUES = wp.constant(6)  # fx to height
 
 
 @wp.struct
@@ -36,7 +37,9 @@ class Tracked:
     """What a call knows of its poses; arrays of length n, and what they are made of.
 
     grid: source of crop pixels as crops.observed_grid; results: (n, 20) pose, counts.
-    diameters_m, default_texture: by mesh. patch: x, y, width, height, of one entry.
+    diameters_m, default_texture: by mesh. header: in the host's memory, read over the bus by
+    start() alone, which copies what comes first in it to camera. patch: x, y, width, height, of
+    one entry.
     """
 
     instances: Instances
@@ -45,6 +48,7 @@ class Tracked:
     diameters_m: wp.array(dtype=wp.float64)
     default_texture: wp.array(dtype=int)
     header: wp.array(dtype=float)
+    camera: wp.array(dtype=float)
     patch: wp.array(dtype=wp.vec4i)
     ratio: wp.float64
     poses: int  # room for them in the header
@@ -79,14 +83,13 @@ def side(low: wp.float64, high: wp.float64) -> wp.float64:
 
 
 @wp.func
-def place_crop(tracked: Tracked, n: int):
+def place_crop(tracked: Tracked, n: int, camera: wp.array(dtype=float)):
     """Set what a pose's crop needs: the rendered half's intrinsics, the observed half's grid."""
     pose = tracked.instances.camera_from_centered[n]
-    header = tracked.header
-    fx = wp.float64(header[0])
-    fy = wp.float64(header[1])
-    cx = wp.float64(header[2])
-    cy = wp.float64(header[3])
+    fx = wp.float64(camera[0])
+    fy = wp.float64(camera[1])
+    cx = wp.float64(camera[2])
+    cy = wp.float64(camera[3])
     z = wp.max(wp.float64(pose[2, 3]), NEAREST_M)
     u = fx * wp.float64(pose[0, 3]) / z + cx
     v = fy * wp.float64(pose[1, 3]) / z + cy
@@ -106,8 +109,8 @@ def place_crop(tracked: Tracked, n: int):
         float((cx - left) / step_x - HALF),
         float((cy - top) / step_y - HALF),
     )
-    width = wp.float64(header[4])
-    height = wp.float64(header[5])
+    width = wp.float64(camera[4])
+    height = wp.float64(camera[5])
     scale_x = width / (width - wp.float64(1.0))
     scale_y = height / (height - wp.float64(1.0))
     tracked.grid[n] = wp.vec4(
@@ -119,7 +122,7 @@ def place_crop(tracked: Tracked, n: int):
 
 
 @wp.func
-def keep_pose(tracked: Tracked, n: int, pose: wp.mat44):
+def keep_pose(tracked: Tracked, n: int, pose: wp.mat44, camera: wp.array(dtype=float)):
     """Make a pose the current one: for the next crop and in the results, with nothing counted."""
     tracked.instances.camera_from_centered[n] = pose
     for i in range(4):
@@ -127,7 +130,7 @@ def keep_pose(tracked: Tracked, n: int, pose: wp.mat44):
             tracked.results[n, i * 4 + j] = pose[i, j]
     for k in range(COUNTS):
         tracked.results[n, POSE_VALUES + k] = 0.0
-    place_crop(tracked, n)
+    place_crop(tracked, n, camera)
 
 
 @wp.kernel
@@ -145,7 +148,9 @@ def start(tracked: Tracked):
     tracked.instances.texture[n] = tracked.default_texture[mesh]
     if n == 0:
         tracked.patch[0] = wp.vec4i(int(header[6]), int(header[7]), int(header[8]), int(header[9]))
-    keep_pose(tracked, n, pose)
+        for k in range(CAMERA_VALUES):
+            tracked.camera[k] = header[k]
+    keep_pose(tracked, n, pose, header)  # not the camera, which thread 0 is writing
 
 
 @wp.func
@@ -184,7 +189,7 @@ def move(
             moved[i, j] = total
         moved[i, 3] = pose[i, 3] + float(trans[n, i]) * radius
     moved[3, 3] = 1.0
-    keep_pose(tracked, n, moved)
+    keep_pose(tracked, n, moved, tracked.camera)
 
 
 @wp.kernel
@@ -219,10 +224,10 @@ def write_crops(
     if inside(row, column, patch[3], patch[2]):
         z = seen.depth[0, row * patch[2] + column]
         if z >= seen.near_m:
-            header = tracked.header
+            camera = tracked.camera
             pose = tracked.instances.camera_from_centered[n]
             point = wp.vec3(
-                (float(u) - header[2]) / header[0] * z, (float(v) - header[3]) / header[1] * z, z
+                (float(u) - camera[2]) / camera[0] * z, (float(v) - camera[3]) / camera[1] * z, z
             )
             center = wp.vec3(pose[0, 3], pose[1, 3], pose[2, 3])
             xyz = (point - center) * seen.inverse_radius[tracked.instances.mesh[n]]

@@ -17,7 +17,7 @@ import warp as wp
 
 from ..datatypes import CameraIntrinsics, Frame
 from ..runtime.stage_timer import StageTimer
-from ..warp_launch import RecordedLaunch, as_warp, stream_of
+from ..warp_launch import RecordedLaunch, as_warp, pinned_as_warp, stream_of
 from . import track_kernels as kernels
 from .crops import CROP_PX, REFINER_CROP
 from .depth import erode, smooth, spatial_weights
@@ -83,12 +83,13 @@ class TrackPass:
         buffers that write() fills; n poses at most. size: height, width of the images."""
         self.size = size
         self._bank, self._device, self._crops = bank, bank.device, crops
-        self._count = len(crops[0])
+        self._count, self._halves = len(crops[0]), crops
         self._diameters_m = np.asarray(diameters_m, np.float64)
         self._is_cuda = self._device.type == 'cuda'
         pixels = size[0] * size[1]
         header = HEADER + (POSE + 1) * self._count
-        self._header = _Staged(header, torch.float32, self._device)
+        self._header = torch.zeros(header, pin_memory=self._is_cuda)
+        self._header_values = self._header.numpy()
         self._rgb = _Staged(3 * pixels, torch.uint8, self._device)
         self._depth = _Staged(pixels, torch.float32, self._device)
         self.timer = StageTimer(self._device)  # of bringing a patch there
@@ -149,7 +150,8 @@ class TrackPass:
         self._held.append(diameters)
         tracked.diameters_m = as_warp(diameters)
         tracked.default_texture = as_warp(bank.default_texture_device)
-        tracked.header = as_warp(self._header.on_device)
+        tracked.header = pinned_as_warp(self._header, self._device)
+        tracked.camera = as_warp(self._tensor((int(kernels.CAMERA_VALUES),)))
         self._patch = self._tensor((1, 4), torch.int32)
         tracked.patch = as_warp(self._patch, wp.vec4i)
         tracked.ratio = REFINER_CROP.ratio
@@ -191,7 +193,6 @@ class TrackPass:
         patch = neighbourhood(camera_from_centered, frame.intrinsics, diameters_m)
         self._stream = stream_of(self._device)
         self._fill_header(frame.intrinsics, patch, camera_from_centered, objects)
-        self._header.send(len(self._header.values))
         self._start((n,), self._stream)
         self._draw_crops(n)
         self._send(frame, patch)
@@ -211,7 +212,7 @@ class TrackPass:
         camera_from_centered: np.ndarray,
         objects: Sequence[int],
     ) -> None:
-        n, values = len(objects), self._header.values
+        n, values = len(objects), self._header_values
         values[:HEADER] = (
             k.fx, k.fy, k.cx, k.cy, k.width, k.height, patch.x, patch.y, patch.width, patch.height,
         )  # fmt: skip
@@ -234,7 +235,7 @@ class TrackPass:
 
     def _send_depth(self, frame: Frame, patch: Patch) -> None:
         packed = self._depth.values[: patch.pixels].reshape(patch.height, patch.width)
-        np.copyto(packed, patch.of(frame.depth_m))
+        np.copyto(packed, patch.of(frame.depth_m))  # the filters know invalid depth
         self._depth.send(patch.pixels)
 
     def _send_colors(self, frame: Frame, patch: Patch) -> None:
@@ -253,7 +254,9 @@ class TrackPass:
     def write(self, n: int) -> Crops:
         """Write the network inputs of the first n poses; views of the buffers."""
         self._write((n, CROP_PX, CROP_PX), self._stream)
-        return self._crops[0][:n], self._crops[1][:n]
+        if len(self._halves[0]) != n:
+            self._halves = self._crops[0][:n], self._crops[1][:n]
+        return self._halves
 
     def move(self, update: Mapping[str, torch.Tensor], n: int) -> None:
         """Apply the refiner's output to the first n poses and draw them at their new places."""

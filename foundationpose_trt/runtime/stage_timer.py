@@ -14,31 +14,29 @@ PENDING = 4  # measurements that may be unread; the oldest is given up for the n
 class StageTimer:
     """Times what is launched inside `with timer:` on the current stream of a device.
 
-    On CUDA by a pair of events, read when a later measurement begins or last_ms asks, if the GPU
-    has passed them: nothing waits, so a value is of a call or more before. On a CPU by the clock.
-    One thread only.
+    On CUDA by a pair of events, read when last_ms asks, if the GPU has passed them: nothing waits,
+    so a value is of a call or more before. On a CPU by the clock. One thread only.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._on_cuda = device.type == 'cuda'
-        self._pending: deque[tuple[Any, Any]] = deque(maxlen=PENDING)
+        self._pending: deque[tuple[Any, Any]] = deque()
+        self._spare: list[tuple[Any, Any]] = []  # events that have been read
         self._begun: Any = None
         self._last_ms: float | None = None
 
     def __enter__(self) -> StageTimer:
         if self._on_cuda:
-            self._read()
-            self._begun = torch.cuda.Event(enable_timing=True)
-            self._begun.record()
+            self._pair = self._free_pair()
+            self._pair[0].record()
         else:
             self._begun = time.perf_counter()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._on_cuda:
-            ended = torch.cuda.Event(enable_timing=True)
-            ended.record()
-            self._pending.append((self._begun, ended))
+            self._pair[1].record()
+            self._pending.append(self._pair)
         else:
             self._last_ms = (time.perf_counter() - self._begun) * 1e3
 
@@ -53,7 +51,18 @@ class StageTimer:
         taken, self._last_ms = self.last_ms(), None
         return taken
 
+    def _free_pair(self) -> tuple[Any, Any]:
+        """Events that no measurement uses, or the oldest one's that nobody has asked for."""
+        if len(self._pending) >= PENDING:
+            self._read()
+        if len(self._pending) >= PENDING:
+            return self._pending.popleft()
+        if self._spare:
+            return self._spare.pop()
+        return torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+
     def _read(self) -> None:
         while self._pending and self._pending[0][1].query():
-            begun, ended = self._pending.popleft()
-            self._last_ms = begun.elapsed_time(ended)
+            pair = self._pending.popleft()
+            self._last_ms = pair[0].elapsed_time(pair[1])
+            self._spare.append(pair)

@@ -85,10 +85,11 @@ class BopWriter:
         when a depth does not fit 16 bits at depth_scale.
         """
         key = f'{frame_id:06d}'
-        units = np.rint(frame.depth_m * (MM_PER_M / self.depth_scale))
+        depth_m = frame.valid_depth_m
+        units = np.rint(depth_m * (MM_PER_M / self.depth_scale))
         require(
             float(units.max(initial=0)) <= np.iinfo(np.uint16).max,
-            f'frame {frame_id}: depth reaches {frame.depth_m.max():.2f} m, 16 bits at depth_scale'
+            f'frame {frame_id}: depth reaches {depth_m.max():.2f} m, 16 bits at depth_scale'
             f' {self.depth_scale} mm hold {65.535 * self.depth_scale:.2f} m: use a larger scale',
         )
         bgr = cv2.cvtColor(frame.rgb, cv2.COLOR_RGB2BGR)

@@ -56,7 +56,7 @@ def observe(frame: Frame, device: torch.device) -> Seen:
     """Bring a frame to the device, filter its depth and unproject all of it."""
     k = frame.intrinsics
     intrinsics = torch.tensor([k.fx, k.fy, k.cx, k.cy], dtype=torch.float64, device=device)
-    rgb, depth = (np.ascontiguousarray(image) for image in (frame.rgb, frame.depth_m))
+    rgb, depth = (np.ascontiguousarray(image) for image in (frame.rgb, frame.valid_depth_m))
     colors = torch.tensor(rgb, device=device).permute(2, 0, 1)[None].float()
     depth_m = filter_depth(torch.tensor(depth, device=device))
     rows, columns = (torch.arange(size, device=device) for size in depth_m.shape)

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from ..datatypes import require
+from .assignment import provide_solver
 
 BACKBONE = 'tiny'  # a name the package knows the width of, and ships no configuration for
 REMEDY = "pip install '.[detector]'"
@@ -71,6 +72,7 @@ class NarrowDetector:
 def build_narrow(size: NarrowSize, classes: int, device: torch.device) -> NarrowDetector:
     """Build network and loss with random weights. Raises ValueError without rfdetr."""
     require_packages()
+    provide_solver()
     config, defaults = _configuration(size, classes, device)
     builder = importlib.import_module('rfdetr.models.lwdetr')
     train_config = importlib.import_module('rfdetr.config').TrainConfig(
