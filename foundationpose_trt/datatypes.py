@@ -92,20 +92,22 @@ class Frame:
 
     def __post_init__(self) -> None:
         size = (self.intrinsics.height, self.intrinsics.width)
-        require(
-            self.rgb.dtype == np.uint8 and self.rgb.shape == (*size, 3),
-            f'rgb is {self.rgb.dtype} {self.rgb.shape}, must be uint8 {(*size, 3)} as in the'
-            ' camera intrinsics',
-        )
-        require(
-            self.depth_m.shape == size,
-            f'depth is {self.depth_m.shape}, must be {size}: depth must be registered to colour',
-        )
-        require(
-            np.issubdtype(self.depth_m.dtype, np.floating),
-            f'depth is {self.depth_m.dtype}, must be floating-point metres: multiply whole'
-            ' millimetres by 0.001',
-        )
+        # no require(): a message of shapes takes longer than all the checks
+        if self.rgb.dtype != np.uint8 or self.rgb.shape != (*size, 3):
+            raise ValueError(
+                f'rgb is {self.rgb.dtype} {self.rgb.shape}, must be uint8 {(*size, 3)} as in the'
+                ' camera intrinsics'
+            )
+        if self.depth_m.shape != size:
+            raise ValueError(
+                f'depth is {self.depth_m.shape}, must be {size}: depth must be registered to'
+                ' colour'
+            )
+        if self.depth_m.dtype.kind != 'f':
+            raise ValueError(
+                f'depth is {self.depth_m.dtype}, must be floating-point metres: multiply whole'
+                ' millimetres by 0.001'
+            )
         object.__setattr__(self, 'depth_m', np.asarray(self.depth_m, dtype=np.float32))
 
     @property

@@ -93,8 +93,8 @@ def test_a_group_with_its_scorer_check_never_waits():
 
 
 def test_what_a_node_drops_at_cleanup_gives_its_memory_back():
-    """As tracker_node does: made, warmed up, used, dropped, flushed; twice, since libraries keep
-    some of the first time."""
+    """As tracker_node does: made, warmed up, used, dropped, flushed; what libraries keep of the
+    first two times is not more after the fifth."""
 
     def level(graphs: int) -> int:
         estimator = estimator_of('fp16', graphs)
@@ -106,5 +106,5 @@ def test_what_a_node_drops_at_cleanup_gives_its_memory_back():
         flush_allocator()
         return torch.cuda.memory_reserved()
 
-    before = level(8)
-    assert level(8) <= before and level(0) <= before
+    levels = [level(graphs) for graphs in (8, 8, 8, 8, 0)]
+    assert max(levels[2:]) <= levels[1], f'bytes that torch holds after each time: {levels}'

@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from raster_rig import on_devices
+import warp as wp
+from raster_rig import CAMERA, SIZE, on_devices, random_poses
 from scene_rig import STARTS, THINGS, TRUTH, scene_of
 from scipy.ndimage import map_coordinates
 from test_depth_filter import expected as filtered_by_hand
@@ -25,10 +26,12 @@ from foundationpose_trt.pose.crops import (
 from foundationpose_trt.pose.mesh_bank import MeshBank
 from foundationpose_trt.pose.patch import neighbourhood
 from foundationpose_trt.pose.quality import depth_evidence
+from foundationpose_trt.pose.raster_kernels import rasterize
 from foundationpose_trt.pose.rasterizer import Rasterizer
 from foundationpose_trt.pose.track_pass import TrackPass
 from foundationpose_trt.pose.update import apply_update
 from foundationpose_trt.pose.views import ViewWriter
+from foundationpose_trt.warp_launch import as_warp, launch
 
 MESHES = [thing.mesh() for thing in THINGS]
 DIAMETERS_M = [mesh.diameter_m for mesh in MESHES]
@@ -324,3 +327,21 @@ def test_corners_between_pixels_go_to_the_even_one(device, center):
     ]
     values = map_coordinates(rgb[..., 0] / 255, np.meshgrid(*grid[::-1], indexing='ij'), order=1)
     np.testing.assert_allclose(observed[0], values, atol=1e-4)
+
+
+@on_devices
+@pytest.mark.parametrize('parts', [2, 7, 16])
+def test_threads_that_share_a_face_draw_what_one_draws(device, parts):
+    """TrackPass lets several take a face's rows in turn; the others here are drawn by one."""
+    poses = torch.tensor(random_poses(4, 11), dtype=torch.float32, device=device)
+    raster = Rasterizer(MeshBank(MESHES[:1], device), 4, *SIZE)
+    camera = torch.tensor([CAMERA] * 4, device=device).float()
+    index = torch.zeros(4, 1, dtype=torch.int32, device=device)
+    raster.draw(index, poses[:, None], camera)
+    alone = raster._visibility.clone()
+    shared = torch.full_like(alone, -1)
+    dim = (4, raster.bank.max_faces, parts)
+    arguments = [raster._meshes, raster._instances, as_warp(shared, wp.uint64), parts]
+    launch(rasterize, dim, arguments, torch.device(device))
+    assert (alone != -1).float().mean() > 0.02
+    assert torch.equal(alone, shared)

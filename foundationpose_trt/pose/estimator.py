@@ -241,8 +241,9 @@ class PoseEstimator:
         return uploader.download(self._score(poses, images, self._all_of(index, len(poses))))
 
     def _require_known(self, index: int) -> None:
-        last = len(self.meshes) - 1
-        require(0 <= index <= last, f'object index is {index}, must be between 0 and {last}')
+        if not 0 <= index < len(self.meshes):
+            last = len(self.meshes) - 1
+            raise ValueError(f'object index is {index}, must be between 0 and {last}')
 
     def _centered(self, camera_from_object: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:
         """Poses (4, 4) of the objects' centres, by their places."""

@@ -118,9 +118,14 @@ def rasterize(
     meshes: Meshes,
     instances: Instances,
     visibility: wp.array3d(dtype=wp.uint64),
+    parts: int,
 ):
-    """One thread per (instance, face): depth and id of the nearest face go into each pixel."""
-    i, f = wp.tid()
+    """Put depth and id of the nearest face into each pixel.
+
+    `parts` threads per (instance, face) take its rows in turn: with few instances the largest face
+    decides how long a launch takes.
+    """
+    i, f, part = wp.tid()
     m = instances.mesh[i]
     if m < 0:
         return
@@ -150,7 +155,7 @@ def rasterize(
     y_last = int(wp.floor(wp.clamp(high[1] + tolerance, -1.0, y_end)))
     least = lengths * -tolerance
     identity = (wp.uint64(i - n * instances.slots) << wp.uint64(24)) | wp.uint64(f)
-    for y in range(y_first, y_last + 1):
+    for y in range(y_first + part, y_last + 1, parts):
         for x in range(x_first, x_last + 1):
             e = edges(t, wp.vec2(float(x), float(y)))
             if e[0] >= least[0] and e[1] >= least[1] and e[2] >= least[2]:

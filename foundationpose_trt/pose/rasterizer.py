@@ -122,8 +122,8 @@ class Rasterizer:
         visibility = self._visibility[:n].fill_(-1)
         launch(
             kernels.rasterize,
-            (n * self.slots, self.bank.max_faces),
-            [self._meshes, self._instances, as_warp(visibility, wp.uint64)],
+            (n * self.slots, self.bank.max_faces, 1),
+            [self._meshes, self._instances, as_warp(visibility, wp.uint64), 1],
             self.device,
         )
 

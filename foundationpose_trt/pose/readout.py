@@ -85,19 +85,23 @@ def nearest_rotation(matrix: Sequence[float]) -> list[float]:
     factor (Higham, Functions of Matrices, 8.3: the error is squared). In plain numbers: arrays of
     this size cost ten times as much.
     """
-    rows = matrix[0:3], matrix[3:6], matrix[6:9]
-    columns = tuple(zip(*rows, strict=True))
-    gram = [[_dot(one, other) for other in columns] for one in columns]
-    drift = max(abs(gram[i][j] - (i == j)) for i in range(3) for j in range(3))
-    x, y, z = rows
-    volume = (
-        x[0] * (y[1] * z[2] - y[2] * z[1])
-        - x[1] * (y[0] * z[2] - y[2] * z[0])
-        + x[2] * (y[0] * z[1] - y[1] * z[0])
-    )
+    a, b, c, d, e, f, g, h, i = matrix
+    # how far the columns' products are from the identity
+    xx, yy, zz = a * a + d * d + g * g - 1, b * b + e * e + h * h - 1, c * c + f * f + i * i - 1
+    xy, xz, yz = a * b + d * e + g * h, a * c + d * f + g * i, b * c + e * f + h * i
+    drift = max(abs(xx), abs(yy), abs(zz), abs(xy), abs(xz), abs(yz))
+    volume = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
     if drift < MOST_DRIFT and volume > 0:
-        return [1.5 * row[j] - 0.5 * _dot(row, gram[j]) for row in rows for j in range(3)]
-    u, _, vt = np.linalg.svd(np.array(rows))
+        step = []
+        for p, q, r in ((a, b, c), (d, e, f), (g, h, i)):
+            step += [
+                p - 0.5 * (p * xx + q * xy + r * xz),
+                q - 0.5 * (p * xy + q * yy + r * yz),
+                r - 0.5 * (p * xz + q * yz + r * zz),
+            ]
+        return step
+    rows = np.array(matrix).reshape(3, 3)
+    u, _, vt = np.linalg.svd(rows)
     return list((u @ np.diag([1.0, 1.0, np.linalg.det(u @ vt)]) @ vt).ravel().tolist())
 
 

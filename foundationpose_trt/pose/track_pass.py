@@ -29,6 +29,7 @@ from .rasterizer import meshes_of
 from .update import ROT_NORMALIZER_RAD
 
 HEADER, POSE, COUNTS = len(kernels.HEADER), 16, 4
+FACE_PARTS = 16  # threads that share the rows of a face, on CUDA
 STEP_PX = 4096  # of the filters' launches: a patch that grows by less needs no other one
 OUTPUTS = ('trans', 'rot')  # of the refiner, in the order of kernels.move's arguments, from 1
 
@@ -119,14 +120,15 @@ class TrackPass:
         self._tracked_struct = tracked
         seen = self._record_filters(tracked)
         self._held += [meshes, seen]
-        faces = (n, self._bank.max_faces)
+        self._parts = FACE_PARTS if self._is_cuda else 1
+        faces = (n, self._bank.max_faces, self._parts)
         pixels = (n, CROP_PX, CROP_PX)
         rendered, observed = (as_warp(half) for half in self._crops)
         crops = [tracked, meshes, visibility, seen, rendered, observed]
         tolerance = kernels.Tolerance()
         tolerance.least_m, tolerance.of_diameter = MIN_TOLERANCE_M, TOLERANCE_OF_DIAMETER
         tolerance.of_depth_squared = TOLERANCE_OF_DEPTH_SQUARED
-        drawn = [meshes, tracked.instances, visibility]
+        drawn = [meshes, tracked.instances, visibility, self._parts]
         counted = [tracked, visibility, seen, tolerance]
         self._start = RecordedLaunch(kernels.start, (n,), [tracked], device)
         self._draw = RecordedLaunch(rasterize, faces, drawn, device)
@@ -249,7 +251,7 @@ class TrackPass:
         self._smooth((1, threads), self._stream)
 
     def _draw_crops(self, n: int) -> None:
-        self._draw((n, self._bank.max_faces), self._stream)
+        self._draw((n, self._bank.max_faces, self._parts), self._stream)
 
     def write(self, n: int) -> Crops:
         """Write the network inputs of the first n poses; views of the buffers."""
