@@ -39,15 +39,12 @@ def test_crops_of_mixed_objects_are_those_of_writers_of_one(device, spec):
     where, size = torch.device(device), images.size
     writer = ViewWriter(MESHES, 6, torch.float32, where)
     together = [half.clone() for half in writer.write(poses, images, spec, size, objects)]
-    seen = writer.write_with_depth(poses, images, spec, size, objects)[1].clone()
     for row, index in enumerate(ORDER):
         alone = ViewWriter(MESHES[index], 1, torch.float32, where)
         own = poses[row : row + 1]
         for half, expected in zip(together, alone.write(own, images, spec, size), strict=True):
             assert expected.abs().mean() > 0.02
             torch.testing.assert_close(half[row], expected[0], atol=0, rtol=0)
-        depth = alone.write_with_depth(own, images, spec, size)[1]
-        torch.testing.assert_close(seen[row], depth[0], atol=0, rtol=0)
 
 
 def test_an_image_knows_its_size():

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from evidence_rig import depth_evidence
 
 from foundationpose_trt.datatypes import PoseQuality
-from foundationpose_trt.pose.quality import confirmed, depth_evidence
+from foundationpose_trt.pose.quality import confirmed
 
 RADIUS_M = 0.05
 DEPTH_M = 0.8

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import warp as wp
+from evidence_rig import depth_evidence
 from raster_rig import CAMERA, SIZE, on_devices, random_poses
 from scene_rig import STARTS, THINGS, TRUTH, scene_of
 from scipy.ndimage import map_coordinates
@@ -25,7 +26,6 @@ from foundationpose_trt.pose.crops import (
 )
 from foundationpose_trt.pose.mesh_bank import MeshBank
 from foundationpose_trt.pose.patch import neighbourhood
-from foundationpose_trt.pose.quality import depth_evidence
 from foundationpose_trt.pose.raster_kernels import rasterize
 from foundationpose_trt.pose.rasterizer import Rasterizer
 from foundationpose_trt.pose.track_pass import TrackPass

@@ -169,6 +169,11 @@ class DepthFilter:
         whole = [[0, 0, width, height]] * images
         self._patches = torch.tensor(whole, dtype=torch.int32, device=device)
 
+    @property
+    def result(self) -> torch.Tensor:
+        """The buffer (I, H, W) that calls fill."""
+        return self._smooth
+
     def __call__(self, depth_m: torch.Tensor) -> torch.Tensor:
         """Filter whole images; the result is the filter's buffer, valid until the next call.
 

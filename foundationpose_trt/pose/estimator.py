@@ -17,7 +17,7 @@ import torch
 from ..datatypes import CameraIntrinsics, Frame, Outcome, PoseEstimate, require
 from ..runtime.choice import BackendChoice
 from .backends import NetworkEngines, open_engines
-from .crops import REFINER_CROP, SCORER_CROP, ObservedImages
+from .crops import SCORER_CROP, ObservedImages
 from .estimator_settings import FULL_SCHEDULE as FULL_SCHEDULE
 from .estimator_settings import PRUNED_SCHEDULE as PRUNED_SCHEDULE
 from .estimator_settings import EstimatorSettings as EstimatorSettings
@@ -27,10 +27,10 @@ from .hypotheses import initial_translation, rotation_grid
 from .inference import PoseInference
 from .mesh import ObjectMesh
 from .observation import Uploader
-from .quality import confirmed, depth_evidence
+from .quality import confirmed
 from .readout import Readout
+from .register_pass import RegisterPass
 from .track_pass import TrackPass, run_pass
-from .update import apply_update
 from .views import ViewWriter
 from .weights import PoseNetworks
 
@@ -60,9 +60,7 @@ class PoseEstimator:
         require(len(self.meshes) > 0, 'no mesh: an estimator needs at least one object')
         self.networks = networks
         self.device = networks.device
-        diameters = [mesh.diameter_m for mesh in self.meshes]
         self._object_from_centered = [mesh.object_from_centered for mesh in self.meshes]
-        self._radius_m = torch.tensor([d / 2 for d in diameters], device=self.device)
         self._use(settings_by_object(settings, len(self.meshes)))
         engines = engines or open_engines(networks, BackendChoice('torch'))
         capacity, crop = self._crops_at_once(self._settings), engines.crop
@@ -71,6 +69,7 @@ class PoseEstimator:
         self.inference = PoseInference(engines, networks, self._views.crops, graphs)
         self._uploader: Uploader | None = None
         self._track_pass: TrackPass | None = None
+        self._register_pass: tuple[Uploader, RegisterPass] | None = None
         self._is_warm = False
 
     @property
@@ -182,9 +181,11 @@ class PoseEstimator:
         poses[:, :3, :3] = rotations
         poses[:, :3, 3] = center
         images = ObservedImages(observed.rgb, depth[None], observed.intrinsics)
-        ranked, scores = self._run_schedule(poses, images, index)
-        evidence = self._evidence(ranked[:1], images, self._all_of(index, 1))
-        parts = [ranked.flatten(), scores, evidence.float().flatten(), center, count.float()[None]]
+        hypotheses = self._register_pass_for(uploader)
+        hypotheses.look(observed.intrinsics[0])
+        ranked, scores = self._run_schedule(poses, images, hypotheses, index)
+        evidence = hypotheses.evidence(ranked[:1], index)
+        parts = [ranked.flatten(), scores, evidence.flatten(), center, count.float()[None]]
         values = uploader.download(torch.cat(parts))
         return self._readouts[index].registration(values, len(ranked))
 
@@ -282,17 +283,27 @@ class PoseEstimator:
             self._track_pass = self._views.track_pass((size[0], size[1]), len(self.meshes))
         return self._track_pass
 
+    def _register_pass_for(self, uploader: Uploader) -> RegisterPass:
+        if self._register_pass is None or self._register_pass[0] is not uploader:
+            self._register_pass = uploader, self._views.register_pass(uploader.images)
+        return self._register_pass[1]
+
     def _run_schedule(
-        self, poses: torch.Tensor, images: ObservedImages, index: int
+        self,
+        poses: torch.Tensor,
+        images: ObservedImages,
+        hypotheses: RegisterPass,
+        index: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Refine, score and prune by an object's schedule; poses best first and their logits."""
         scores = torch.zeros(len(poses), device=self.device)
         objects = self._all_of(index, len(poses))
         for stage in self._settings[index].schedule:
-            for _ in range(stage.iterations):
-                poses = self._refine(poses, images, objects)
-            judge = self._score if stage.judge == 'scorer' else self._confirmed
-            scores = judge(poses, images, objects)
+            poses = hypotheses.refined(poses, index, stage.iterations, self.inference.refine)
+            if stage.judge == 'scorer':
+                scores = self._score(poses, images, objects)
+            else:
+                scores = confirmed(hypotheses.evidence(poses, index))
             best = scores.topk(min(stage.keep, len(poses)))  # sorted, fixed size: no host sync
             poses, scores, objects = poses[best.indices], best.values, objects[: stage.keep]
         return poses, scores
@@ -303,16 +314,6 @@ class PoseEstimator:
         size = self._views.capacity
         return zip(poses.split(size), objects.split(size), strict=True)
 
-    def _refine(
-        self, poses: torch.Tensor, images: ObservedImages, objects: torch.Tensor
-    ) -> torch.Tensor:
-        refined = []
-        for part, of in self._chunks(poses, objects):
-            halves = self._views.write(part, images, REFINER_CROP, images.size, of)
-            update = self.inference.refine(*halves)
-            refined.append(apply_update(part, update, self._radius_m.index_select(0, of)))
-        return torch.cat(refined)
-
     def _score(
         self, poses: torch.Tensor, images: ObservedImages, objects: torch.Tensor
     ) -> torch.Tensor:
@@ -322,24 +323,6 @@ class PoseEstimator:
             for part, of in self._chunks(poses, objects)
         ]
         return self.inference.rank(torch.cat(features)[None])[0].float()
-
-    def _confirmed(
-        self, poses: torch.Tensor, images: ObservedImages, objects: torch.Tensor
-    ) -> torch.Tensor:
-        return confirmed(self._evidence(poses, images, objects))
-
-    def _evidence(
-        self, poses: torch.Tensor, images: ObservedImages, objects: torch.Tensor
-    ) -> torch.Tensor:
-        """Count, per pose, what speaks for it: (N, 4) as quality.depth_evidence."""
-        counts = []
-        for part, of in self._chunks(poses, objects):
-            rendered, depth_m = self._views.write_with_depth(
-                part, images, REFINER_CROP, images.size, of
-            )
-            radius_m = self._radius_m.index_select(0, of)
-            counts.append(depth_evidence(rendered, depth_m, part[:, :3, 3], radius_m))
-        return torch.cat(counts)
 
 
 @lru_cache(maxsize=64)

@@ -9,6 +9,7 @@ import torch
 
 from ..datatypes import Frame
 from ..runtime.stage_timer import StageTimer
+from .crop_pass import PassImages
 from .depth import DepthFilter
 
 INTRINSICS, BOX = slice(0, 4), slice(4, 8)  # in the parameters
@@ -66,6 +67,12 @@ class Uploader:
             on_device = self._mask[1] if mask is None else self._send(self._mask, mask != 0)
             sent = self._send(self._parameters, parameters)
         return Observed(rgb, depth, on_device, sent[INTRINSICS].view(1, 4), sent[BOX])
+
+    @property
+    def images(self) -> PassImages:
+        """Where every frame's colours and filtered depth come to lie."""
+        filtered = self._filter.result.view(1, -1)
+        return PassImages(self._rgb[1].view(-1), filtered, self.size)
 
     def filtered_depth(self, observed: Observed) -> torch.Tensor:
         """Filtered depth (H, W); the filter's buffer, valid until the next call."""

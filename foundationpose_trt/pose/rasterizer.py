@@ -152,6 +152,11 @@ class Rasterizer:
             self.device,
         )
 
+    @property
+    def visibility(self) -> torch.Tensor:
+        """The buffer (images, H, W) int64, for others to draw into between two calls of draw()."""
+        return self._visibility
+
     def coverage(self) -> torch.Tensor:
         """Return where the drawn views show anything: (n, H, W) bool, without shading."""
         return self._visibility[: self._images] != -1

@@ -27,7 +27,7 @@ class Readout:
     settings: EstimatorSettings
 
     def estimate(self, camera_from_centered: np.ndarray, evidence: np.ndarray) -> PoseEstimate:
-        """Name the outcome of a pose (4, 4) and the four counts of quality.depth_evidence."""
+        """Name the outcome of a pose (4, 4) and its counts (kernel count_evidence)."""
         numbers = camera_from_centered.ravel().tolist()
         if not math.isfinite(sum(map(abs, numbers))):
             return PoseEstimate(Outcome.NOT_FINITE)

@@ -17,7 +17,7 @@ wp.set_module_options({'enable_backward': False})  # nothing is differentiated; 
 
 CROP_PX = wp.constant(160)
 POSE_VALUES = wp.constant(16)
-COUNTS = wp.constant(4)  # of quality.depth_evidence, behind the pose in a row of results
+COUNTS = wp.constant(4)  # of datatypes.PoseQuality, behind the pose in a row of results
 RUN_PX = wp.constant(16)  # of a row of the crop, counted by one thread
 SMALL_SQUARED = wp.constant(1.0e-8)  # below, sine and cosine by their series: geometry.exp_so3
 LARGEST_PX = wp.constant(wp.float64(1.0e6))
@@ -151,6 +151,15 @@ def start(tracked: Tracked):
         for k in range(CAMERA_VALUES):
             tracked.camera[k] = header[k]
     keep_pose(tracked, n, pose, header)  # not the camera, which thread 0 is writing
+
+
+@wp.kernel
+def place(tracked: Tracked, poses: wp.array(dtype=wp.mat44), mesh: int):
+    """Take poses of one mesh from the device; the camera is there."""
+    n = wp.tid()
+    tracked.instances.mesh[n] = mesh
+    tracked.instances.texture[n] = tracked.default_texture[mesh]
+    keep_pose(tracked, n, poses[n], tracked.camera)
 
 
 @wp.func

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from .crop_pass import CropPass, PassImages
 from .crops import (
     CROP_PX,
     OBSERVED,
@@ -21,6 +22,7 @@ from .crops import (
 from .mesh import ObjectMesh
 from .mesh_bank import MeshBank
 from .rasterizer import Rasterizer
+from .register_pass import RegisterPass
 from .track_pass import TrackPass
 
 
@@ -78,23 +80,6 @@ class ViewWriter:
         write_observed_input(observed, images, geometry, spec)
         return rendered, observed
 
-    def write_with_depth(
-        self,
-        poses: torch.Tensor,
-        images: ObservedImages,
-        spec: CropSpec,
-        size: tuple[int, ...],
-        objects: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write A alone; return it and the observed depth (n, 160, 160) metres where B looks.
-
-        Depth outside the image is 0. images must hold one image, shared by the poses
-        (n, 4, 4). A is a view of the buffer, valid until the next call. No host sync.
-        """
-        objects = self._known(objects, poses)
-        rendered, windows = self._render(poses, images, spec, objects)
-        return rendered, self._depth_at(windows, images, size)
-
     def _known(self, objects: torch.Tensor | None, poses: torch.Tensor) -> torch.Tensor:
         return self._first[: len(poses)] if objects is None else objects
 
@@ -114,22 +99,15 @@ class ViewWriter:
         self._raster.write_network_input(self._rendered[:n], self._inverse_radii, spec.near_m)
         return self._rendered[:n], windows
 
-    @staticmethod
-    def _depth_at(
-        windows: torch.Tensor, images: ObservedImages, size: tuple[int, ...]
-    ) -> torch.Tensor:
-        x0, y0, step_x, step_y = observed_grid(windows, size[1], size[0])[..., None].unbind(1)
-        at = torch.arange(CROP_PX, device=windows.device)
-        # a pose that is not finite sees nothing, rather than reading anywhere
-        column = torch.round(x0 + at * step_x).nan_to_num(nan=-1.0)
-        row = torch.round(y0 + at * step_y).nan_to_num(nan=-1.0)
-        in_column = (column >= 0) & (column < size[1])
-        in_row = (row >= 0) & (row < size[0])
-        column, row = column.clamp(0, size[1] - 1).long(), row.clamp(0, size[0] - 1).long()
-        depth_m = images.depth_m[0][row[:, :, None], column[:, None]]
-        return depth_m * (in_row[:, :, None] & in_column[:, None])
-
     def track_pass(self, size: tuple[int, int], count: int) -> TrackPass:
         """Return a pass over `count` poses in images (H, W) that writes this writer's buffers."""
         crops = (self._rendered[:count], self._observed[:count])
         return TrackPass(self._bank, [m.diameter_m for m in self._meshes], crops, size)
+
+    def register_pass(self, images: PassImages) -> RegisterPass:
+        """Return a pass over whole images that writes this writer's buffers, all at once."""
+        diameters_m = [mesh.diameter_m for mesh in self._meshes]
+        crops = (self._rendered, self._observed)
+        visibility = self._raster.visibility
+        loop = CropPass(self._bank, diameters_m, crops, images, visibility=visibility)
+        return RegisterPass(loop, self.capacity, images.size)

@@ -16,6 +16,7 @@ from ..pose.raster_kernels import rasterize, shade_network_input
 
 OURS = [
     track_kernels.start,
+    track_kernels.place,
     track_kernels.move,
     track_kernels.write_crops,
     track_kernels.count_evidence,

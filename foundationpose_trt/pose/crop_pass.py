@@ -1,0 +1,208 @@
+"""What stands between two runs of the refiner, for poses that stay on the device.
+
+Everything is launched from recordings: no allocation, no torch operation, a few microseconds of
+the host per launch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import warp as wp
+
+from ..warp_launch import RecordedLaunch, as_warp, pinned_as_warp, stream_of
+from . import track_kernels as kernels
+from .crops import CROP_PX, REFINER_CROP
+from .mesh_bank import MeshBank
+from .quality import MIN_TOLERANCE_M, TOLERANCE_OF_DEPTH_SQUARED, TOLERANCE_OF_DIAMETER
+from .raster_kernels import Instances, rasterize
+from .rasterizer import meshes_of
+from .update import ROT_NORMALIZER_RAD
+
+POSE, COUNTS = 16, 4  # values of a row of results
+FEW = 8  # poses, with which the largest face decides how long drawing takes
+FACE_PARTS = 16  # threads that share its rows then, on CUDA
+OUTPUTS = ('trans', 'rot')  # of the refiner, in the order of kernels.move's arguments, from 1
+
+Crops = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class PassImages:
+    """Where the frame lies on the device, pixel after pixel: a patch of it, or all.
+
+    rgb: (3 * pixels,) uint8; depth_m: (1, pixels) float32, filtered; size: height, width of the
+    whole image.
+    """
+
+    rgb: torch.Tensor
+    depth_m: torch.Tensor
+    size: tuple[int, int]
+
+
+def _is_same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors that both exist are views of the same values."""
+    return (
+        one.data_ptr() == other.data_ptr()
+        and one.shape == other.shape
+        and one.dtype == other.dtype
+        and one.stride() == other.stride()
+    )
+
+
+class CropPass:
+    """Draws, crops, moves and judges up to n poses of meshes of one bank. Not thread-safe.
+
+    start() or place() says where the poses are; then write() and move() alternate, once per
+    iteration of the refiner, and count() judges what move() has drawn. Each of write() and count()
+    needs something drawn and leaves nothing behind. results: (n, 20) float32, each pose row by row
+    and its counts (count). No call waits for the device.
+    """
+
+    def __init__(
+        self,
+        bank: MeshBank,
+        diameters_m: Sequence[float],
+        crops: Crops,
+        images: PassImages,
+        header: torch.Tensor | None = None,
+        visibility: torch.Tensor | None = None,
+    ) -> None:
+        """diameters_m: of the bank's meshes. crops: rendered and observed (n, 6, 160, 160), the
+        buffers that write() fills. header: pinned, what start() reads (kernels.HEADER, poses,
+        meshes). visibility: (n, 160, 160) int64 scratch memory, of its own by default."""
+        self._bank, self._device, self._crops = bank, bank.device, crops
+        self._count, self._halves = len(crops[0]), crops
+        self._held: list[Any] = [images]  # what recorded launches read and write
+        self.stream: wp.Stream | None = None  # of all launches since use_current_stream()
+        self._moves: dict[tuple[torch.dtype, ...], RecordedLaunch] = {}  # by the outputs' types
+        self._outputs: dict[tuple[torch.dtype, ...], dict[str, torch.Tensor]] = {}  # they read
+        n = self._count
+        self.results = self._tensor((n, POSE + COUNTS))
+        if visibility is None:
+            visibility = self._tensor((n, CROP_PX, CROP_PX), torch.int64).fill_(-1)
+        self.visibility = visibility
+        self.poses, self._given = self._tensor((n, 4, 4)), self._tensor((n, 4, 4))
+        self.camera = self._tensor((int(kernels.CAMERA_VALUES),))
+        self.patch = self._tensor((1, 4), torch.int32)
+        diameters = torch.tensor(np.asarray(diameters_m), dtype=torch.float64)
+        self._tracked = self._make_tracked(diameters.to(self._device), header)
+        self._record(self._make_seen(images, diameters))
+
+    def _tensor(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        tensor = torch.zeros(shape, dtype=dtype, device=self._device)
+        self._held.append(tensor)
+        return tensor
+
+    def _make_tracked(self, diameters_m: torch.Tensor, header: torch.Tensor | None) -> Any:
+        n, bank = self._count, self._bank
+        instances = Instances()
+        instances.mesh = as_warp(self._tensor((n,), torch.int32))
+        instances.texture = as_warp(self._tensor((n,), torch.int32))
+        instances.camera_from_centered = as_warp(self.poses, wp.mat44)
+        instances.intrinsics = as_warp(self._tensor((n, 4)), wp.vec4)
+        instances.slots = 1
+        tracked = kernels.Tracked()
+        tracked.instances = instances
+        tracked.grid = as_warp(self._tensor((n, 4)), wp.vec4)
+        tracked.results = as_warp(self.results)
+        tracked.diameters_m = as_warp(diameters_m)
+        tracked.default_texture = as_warp(bank.default_texture_device)
+        if header is not None:
+            tracked.header = pinned_as_warp(header, self._device)
+        tracked.camera = as_warp(self.camera)
+        tracked.patch = as_warp(self.patch, wp.vec4i)
+        tracked.ratio = REFINER_CROP.ratio
+        tracked.poses = n
+        self._held += [diameters_m, header]
+        return tracked
+
+    def _make_seen(self, images: PassImages, diameters_m: torch.Tensor) -> Any:
+        inverse_radius = (2 / diameters_m).float().to(self._device)
+        self._held.append(inverse_radius)
+        seen = kernels.Seen()
+        seen.rgb = as_warp(images.rgb)
+        seen.depth = as_warp(images.depth_m)
+        seen.inverse_radius = as_warp(inverse_radius)
+        seen.near_m = REFINER_CROP.near_m
+        return seen
+
+    def _record(self, seen: Any) -> None:
+        """Prepare every launch, with all poses; nothing runs."""
+        n, device, tracked = self._count, self._device, self._tracked
+        meshes = meshes_of(self._bank)
+        self._held += [meshes, seen]
+        visibility = as_warp(self.visibility, wp.uint64)
+        tolerance = kernels.Tolerance()
+        tolerance.least_m, tolerance.of_diameter = MIN_TOLERANCE_M, TOLERANCE_OF_DIAMETER
+        tolerance.of_depth_squared = TOLERANCE_OF_DEPTH_SQUARED
+        self._parts = FACE_PARTS if device.type == 'cuda' and n <= FEW else 1
+        faces = (n, self._bank.max_faces, self._parts)
+        drawn = [meshes, tracked.instances, visibility, self._parts]
+        crops = [tracked, meshes, visibility, seen, *(as_warp(half) for half in self._crops)]
+        counted = [tracked, visibility, seen, tolerance]
+        runs = (n, CROP_PX, CROP_PX // int(kernels.RUN_PX))
+        given = [tracked, as_warp(self._given, wp.mat44), 0]
+        self._start = RecordedLaunch(kernels.start, (n,), [tracked], device)
+        self._place = RecordedLaunch(kernels.place, (n,), given, device)
+        self._draw = RecordedLaunch(rasterize, faces, drawn, device)
+        self._write = RecordedLaunch(kernels.write_crops, (n, CROP_PX, CROP_PX), crops, device)
+        self._count_evidence = RecordedLaunch(kernels.count_evidence, runs, counted, device)
+        self._mesh = 0  # that place() was recorded with
+
+    def use_current_stream(self) -> None:
+        """Launch on torch's current stream from now on."""
+        self.stream = stream_of(self._device)
+
+    def start(self, n: int) -> None:
+        """Take n poses and their meshes out of the header and draw them."""
+        self._start((n,), self.stream)
+        self.draw(n)
+
+    def place(self, camera_from_centered: torch.Tensor, mesh: int) -> None:
+        """Take poses (n, 4, 4) of one mesh from the device and draw them."""
+        n = len(camera_from_centered)
+        self._given[:n].copy_(camera_from_centered)
+        if mesh != self._mesh:
+            self._place.replace(2, mesh)
+            self._mesh = mesh
+        self._place((n,), self.stream)
+        self.draw(n)
+
+    def draw(self, n: int) -> None:
+        """Draw the first n poses where they are."""
+        self._draw((n, self._bank.max_faces, self._parts), self.stream)
+
+    def write(self, n: int) -> Crops:
+        """Write the network inputs of the first n poses; views of the buffers."""
+        self._write((n, CROP_PX, CROP_PX), self.stream)
+        if len(self._halves[0]) != n:
+            self._halves = self._crops[0][:n], self._crops[1][:n]
+        return self._halves
+
+    def move(self, update: Mapping[str, torch.Tensor], n: int) -> None:
+        """Apply the refiner's output to the first n poses; they are to be drawn anew."""
+        key = tuple(update[name].dtype for name in OUTPUTS)
+        if key not in self._moves:
+            self._moves[key] = self._record_move(update)
+            self._outputs[key] = {name: update[name] for name in OUTPUTS}
+        for place, name in enumerate(OUTPUTS, 1):
+            output, last = update[name], self._outputs[key][name]
+            if last is not output and not _is_same(last, output):
+                self._outputs[key][name] = output
+                self._moves[key].replace(place, as_warp(output))
+        self._moves[key]((n,), self.stream)
+
+    def _record_move(self, update: Mapping[str, torch.Tensor]) -> RecordedLaunch:
+        """Prepare the launch for outputs of these types, on these outputs."""
+        both = [as_warp(update[name]) for name in OUTPUTS]
+        moved = [self._tracked, *both, ROT_NORMALIZER_RAD]
+        return RecordedLaunch(kernels.move, (self._count,), moved, self._device)
+
+    def count(self, n: int) -> None:
+        """Count, of each of the first n poses, what the observed depth says (quality.py)."""
+        self._count_evidence((n, CROP_PX, CROP_PX // int(kernels.RUN_PX)), self.stream)
