@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import types
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -133,6 +135,26 @@ def test_one_in_use_is_not_taken_for_what_needs_more(plan, stub):
     engine.execution(crops(1))
     assert engine.workspace is not shared and workspaces(stub) != [address]
     assert not shared.reserve(rig.WORKSPACE) and shared.memory().data_ptr() == address
+
+
+def test_streams_of_engines_that_are_gone_serve_others(monkeypatch):
+    """Each has workspaces of cuBLAS that nobody frees: a node that is configured again and again
+    would take more and more."""
+    made = []
+    monkeypatch.setattr(torch.cuda, 'Stream', lambda *_, **__: made.append(object()) or made[-1])
+    monkeypatch.setattr(torch.cuda, 'Event', object)
+    monkeypatch.setattr(torch.cuda, 'graph_pool_handle', lambda: (0, 1))
+    monkeypatch.setattr(cuda_graph, '_spare_streams', defaultdict(list))
+    device = torch.device('cuda', 0)
+    first, second = (cuda_graph.LaunchOrder(device) for _ in range(2))
+    assert first.side is not second.side
+    for _ in range(5):
+        del second
+        gc.collect()
+        second = cuda_graph.LaunchOrder(device)
+        assert second.side is not first.side
+    assert len(made) == 2
+    assert cuda_graph.LaunchOrder(torch.device('cuda', 1)).side is made[2]
 
 
 def test_engines_on_one_workspace_are_launched_one_after_the_other(plan, stub, monkeypatch):

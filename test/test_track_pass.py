@@ -60,7 +60,7 @@ def numbers(k: CameraIntrinsics) -> list[float]:
 class Plain:
     """The same frame, step by step, with the functions that state the rules."""
 
-    def __init__(self, frame: Frame, device: str) -> None:
+    def __init__(self, frame: Frame, device: str, order: tuple[int, ...] = ORDER) -> None:
         self.device = torch.device(device)
         self.depth = filtered_by_hand(frame.depth_m).astype(np.float32)
         self.images = ObservedImages(
@@ -68,14 +68,14 @@ class Plain:
             torch.tensor(self.depth[None], device=device),
             torch.tensor([numbers(frame.intrinsics)], device=device),
         )
-        self.diameters = torch.tensor(DIAMETERS_M, dtype=torch.float64, device=device)[list(ORDER)]
+        self.diameters = torch.tensor(DIAMETERS_M, dtype=torch.float64, device=device)[list(order)]
         self.radius = (self.diameters / 2).float()
-        self.mesh = torch.tensor([[i] for i in ORDER], dtype=torch.int32, device=device)
-        self.raster = Rasterizer(MeshBank(MESHES, device), len(ORDER))
+        self.mesh = torch.tensor([[i] for i in order], dtype=torch.int32, device=device)
+        self.raster = Rasterizer(MeshBank(MESHES, device), len(order))
         self.size = self.images.size
 
     def crops(self, poses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both halves (3, 6, 160, 160) of camera_from_centered (3, 4, 4) in ORDER."""
+        """Both halves (n, 6, 160, 160) of camera_from_centered (n, 4, 4) in the order."""
         k, n = self.images.intrinsics, len(poses)
         windows = crop_windows(poses[:, :3, 3], k, self.diameters, REFINER_CROP.ratio)
         self.raster.draw(self.mesh, poses[:, None], rendered_intrinsics(windows, k))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 
 import torch
@@ -33,6 +34,18 @@ def is_lasting(stream: torch.cuda.Stream) -> bool:
     return stream.stream_id == 0 or stream.stream_id % 2 == 1
 
 
+# Side streams of orders that are gone, for the next ones: cuBLAS keeps the workspace that it has
+# made for a stream, tens of megabytes, for good.
+_spare_streams: defaultdict[torch.device, list[torch.cuda.Stream]] = defaultdict(list)
+
+
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    try:
+        return _spare_streams[device].pop()
+    except IndexError:
+        return torch.cuda.Stream(device, priority=-1)
+
+
 class LaunchOrder:
     """Keeps all launches on one workspace apart, on the host and on the device.
 
@@ -46,7 +59,8 @@ class LaunchOrder:
         self.lock = threading.RLock()
         # One for all captures: each new one would take another of torch's 32
         # shared streams, with cuBLAS workspaces of its own, and in the end some thread's.
-        self.side = torch.cuda.Stream(device, priority=-1)
+        self.side = _side_stream(device)
+        weakref.finalize(self, _spare_streams[device].append, self.side).atexit = False
         self._pool = torch.cuda.graph_pool_handle()  # scratch memory that all its graphs share
         self._graphs = 0
         self._event = torch.cuda.Event()
