@@ -142,6 +142,9 @@ class PoseQuality:
         return self.agreeing / max(1, self.rendered)
 
 
+NO_POSES, NO_SCORES = np.zeros((0, 4, 4)), np.zeros(0, np.float32)  # nothing in them to change
+
+
 @dataclass(frozen=True)
 class PoseEstimate:
     """Result of estimator.register or estimator.track.
@@ -156,8 +159,8 @@ class PoseEstimate:
     camera_from_object: np.ndarray | None = None
     score: float | None = None
     quality: PoseQuality | None = None
-    ranked_camera_from_object: np.ndarray = field(default_factory=lambda: np.zeros((0, 4, 4)))
-    ranked_scores: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    ranked_camera_from_object: np.ndarray = field(default_factory=lambda: NO_POSES)
+    ranked_scores: np.ndarray = field(default_factory=lambda: NO_SCORES)
 
     def __post_init__(self) -> None:
         has_pose = self.camera_from_object is not None

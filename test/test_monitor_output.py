@@ -250,7 +250,7 @@ def test_lines_of_the_child_are_read_and_its_chatter_is_not():
     finally:
         start_s = time.monotonic()
         listener.end()
-    assert time.monotonic() - start_s < 3.0, 'SIGINT is enough'
+    assert time.monotonic() - start_s < 3.0, 'SIGTERM is enough'
 
 
 def test_a_child_that_fails_is_told_with_its_last_words():
@@ -266,7 +266,7 @@ def test_a_child_that_fails_is_told_with_its_last_words():
 def test_a_child_that_does_not_listen_is_killed(monkeypatch):
     monkeypatch.setattr(monitor_process, 'GRACE_S', 0.3)
     listener = child(
-        'import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nprint(1)\n'
+        'import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint(1)\n'
         'time.sleep(60)'
     )
     assert lines_of(listener) == [1]

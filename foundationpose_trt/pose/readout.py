@@ -36,7 +36,7 @@ class Readout:
         rotation = nearest_rotation(numbers[0:3] + numbers[4:7] + numbers[8:11])
         place = (numbers[3], numbers[7], numbers[11])
         pose = self._uncentered(rotation, place)
-        quality = PoseQuality(*(int(count) for count in evidence))
+        quality = PoseQuality(*map(int, evidence.tolist()))
         return PoseEstimate(Outcome.OK, pose, quality=quality)
 
     def registration(self, values: np.ndarray, count: int) -> PoseEstimate:
@@ -67,7 +67,8 @@ class Readout:
         offset = self._offset_m
         rows = rotation[0:3], rotation[3:6], rotation[6:9]
         x, y, z = (_dot(row, offset) + at for row, at in zip(rows, place_m, strict=True))
-        return np.array([[*rows[0], x], [*rows[1], y], [*rows[2], z], [0.0, 0.0, 0.0, 1.0]])
+        flat = [*rows[0], x, *rows[1], y, *rows[2], z, 0.0, 0.0, 0.0, 1.0]
+        return np.array(flat).reshape(4, 4)
 
     @cached_property
     def _offset_m(self) -> list[float]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import queue
-import signal
 import subprocess
 import sys
 import threading
@@ -19,7 +18,7 @@ from .demo_processes import dying_with_parent, parameter_text
 
 MODULE = 'foundationpose_trt.ros.monitor_node'
 NEEDED = ('rclpy', 'diagnostic_msgs')
-GRACE_S = 5.0  # from SIGINT to SIGKILL
+GRACE_S = 5.0  # from SIGTERM to SIGKILL
 LAST_WORDS = 20  # lines of its stderr that are kept
 IMPORT_REMEDY = 'this Python and ROS 2 must fit each other: python3 -c "import rclpy" must work'
 
@@ -65,7 +64,7 @@ class Listener:
     def end(self) -> None:
         """Ask it to end, insist after a while."""
         if self._process.poll() is None:
-            self._process.send_signal(signal.SIGINT)
+            self._process.terminate()  # SIGINT is ignored by children of a script's background job
         try:
             self._process.wait(GRACE_S)
         except subprocess.TimeoutExpired:
