@@ -1,8 +1,8 @@
 """The assignment solver that RF-DETR's loss asks for on a GPU, for where its own is not installed.
 
 The package (1.11.2, rfdetr/models/_assignment.py) imports torch_linear_assignment there, which is
-no wheel: it has to be compiled with CUDA's own compiler. Some thousand problems of a few objects
-take SciPy 20 ms.
+no wheel: it has to be compiled with CUDA's own compiler. A step's thousand problems of a few
+objects take SciPy some ten milliseconds.
 """
 
 from __future__ import annotations
