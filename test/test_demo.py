@@ -17,9 +17,12 @@ import numpy as np
 import pytest
 import trimesh
 import yaml
+from detector_rig import scene as outputs
+from detector_rig import write_fixed
 
 from foundationpose_trt.pose.mesh import build_mesh
-from foundationpose_trt.tools import demo, demo_report
+from foundationpose_trt.scenes.bop import BopScene
+from foundationpose_trt.tools import demo, demo_report, make_scene
 from foundationpose_trt.tools.demo_processes import Nodes, parameter_text, private_environment
 from foundationpose_trt.tools.demo_recording import DemoFailed, Recording, RecordingFollower
 
@@ -251,3 +254,56 @@ def test_without_ros_the_demo_says_so(tmp_path, monkeypatch):
     with pytest.raises(ModuleNotFoundError, match='rclpy') as caught:
         demo.run(options(tmp_path))
     assert caught.value.name == 'rclpy'
+
+
+@pytest.fixture(scope='module')
+def small_scene(tmp_path_factory):
+    """Twenty frames that hardly move."""
+    folder = tmp_path_factory.mktemp('demo') / 'scene'
+    parser = argparse.ArgumentParser()
+    make_scene.add_arguments(parser)
+    words = [str(folder), '--frames', '20', '--speed', '0.3', '--width', '320', '--height', '240']
+    assert make_scene.run(parser.parse_args(words)) == 0
+    return folder
+
+
+@pytest.fixture(scope='module')
+def detector(small_scene, tmp_path_factory):
+    """A detector that finds a can where the first image's object is."""
+    mask = BopScene.open(small_scene).mask(0, 1)
+    rows, columns = np.nonzero(mask)
+    low = np.array([columns.min(), rows.min()]) / mask.shape[::-1]
+    high = np.array([columns.max() + 1, rows.max() + 1]) / mask.shape[::-1]
+    box = (*(low + high) / 2, *(high - low))
+    return write_fixed(tmp_path_factory.mktemp('model') / 'm', *outputs([(1, 0.9, box)]))
+
+
+@pytest.mark.parametrize(
+    ('detector_at', 'name', 'words'),
+    [
+        (None, 'can', '--class is for a --detector'),
+        ('m', 'cow', r'--class cow: .* knows .*can'),
+        ('nowhere', None, 'holds no detector.json'),
+    ],
+)
+def test_a_detector_must_know_the_object(
+    detector, small_scene, tmp_path, detector_at, name, words
+):
+    folder = None if detector_at is None else detector.with_name(detector_at)
+    with pytest.raises(ValueError, match=words):
+        demo.run(options(tmp_path, detector=folder, found_class=name, scene=small_scene))
+
+
+@pytest.mark.ros
+def test_the_object_is_found_by_a_detector(detector, small_scene, tmp_path):
+    parsed = options(
+        tmp_path, detector=detector, found_class='can', scene=small_scene, rate=5.0, device='cpu'
+    )
+    assert demo.run(parsed) == 0
+    summary = json.loads((parsed.output / 'summary.json').read_text())
+    assert summary['frames'] == 20 and summary['tracked'] >= 10
+    assert summary['rotation_deg_median'] < 4.0 and summary['translation_mm_median'] < 8.0
+    assert summary['latency_ms']['detector']['p50'] > 0
+    logs = parsed.output / 'logs'
+    assert not (logs / 'tracker_node.log').exists()
+    assert 'frames by outcome' in (logs / 'pipeline_node.log').read_text()

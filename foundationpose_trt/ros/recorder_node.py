@@ -59,7 +59,7 @@ class RecorderNode(Node):
         for topic in ('state', 'player/event'):
             self._record(String, topic, LATCHED_QOS)
         self._record(String, 'outcome', RECORD_QOS)
-        for name in LATENCIES:
+        for name in (*LATENCIES, 'detector_ms'):
             self._record(Float32, f'latency/{name}', RECORD_QOS)
 
     def finished(self) -> bool:

@@ -17,15 +17,16 @@ from typing import Any
 from tqdm import tqdm
 
 from ..datatypes import require
+from ..detection.manifest import read_manifest
 from ..pose.mesh import load_mesh
 from ..scenes.bop import BopScene
 from . import demo_report, make_scene, report
-from .demo_processes import Nodes, running_nodes
+from .demo_processes import Nodes, parameter_text, running_nodes
 from .demo_recording import DemoFailed, Recording, RecordingFollower
 
 HELP = 'play a rendered scene over ROS 2, register and track its object, report the errors'
 FAILED = 1
-NODES = ('recorder_node', 'tracker_node', 'player_node')
+DETECTING, TRACKING = 'pipeline_node', 'tracker_node'  # what tracks, with and without a detector
 POLL_S = 0.2
 START_TIMEOUT_S = 240.0  # imports, warm-up and registration on two busy cores
 STALL_TIMEOUT_S = 30.0  # while playing, something arrives many times a second
@@ -41,6 +42,13 @@ class Scenario:
     rate_hz: float
     weights: str
     device: str
+    detector: Path | None = None
+    found_class: str = ''
+
+    @property
+    def tracker(self) -> str:
+        """The node that tracks."""
+        return TRACKING if self.detector is None else DETECTING
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,6 +66,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--rate', type=float, default=10.0, metavar='HZ', help='images per second')
     parser.add_argument('--weights', default='small', metavar='NAME|DIR', help='default: small')
     parser.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda'])
+    parser.add_argument(
+        '--detector', type=Path, metavar='DIR',
+        help="an exported detector that finds the object; default: the scene's true masks",
+    )  # fmt: skip
+    parser.add_argument(
+        '--class', dest='found_class', metavar='NAME',
+        help="what the detector calls the object; default: its first class",
+    )  # fmt: skip
     parser.add_argument(
         '--output', type=Path, default=Path('demo_output'), metavar='DIR',
         help='gets overlay.mp4, latency.png, summary.json, logs and the rendered scene',
@@ -108,7 +124,21 @@ def choose_scenario(options: argparse.Namespace) -> Scenario:
         ' registration needs one on the first frame',
     )
     scene.model_path(object_id)
-    return Scenario(scene, object_id, options.scale, options.rate, options.weights, options.device)
+    return Scenario(
+        scene, object_id, options.scale, options.rate, options.weights, options.device,
+        options.detector, detected_class(options),
+    )  # fmt: skip
+
+
+def detected_class(options: argparse.Namespace) -> str:
+    """Return what the detector calls the object, '' without one; refuses what it does not know."""
+    if options.detector is None:
+        require(options.found_class is None, '--class is for a --detector: give one')
+        return ''
+    classes = [name for name in read_manifest(options.detector).classes if name]
+    name = options.found_class or classes[0]
+    require(name in classes, f'--class {name}: {options.detector} knows {", ".join(classes)}')
+    return name
 
 
 def rendered_scene(folder: Path, frames: int) -> Path:
@@ -130,16 +160,9 @@ def start(nodes: Nodes, scenario: Scenario, recording_path: Path) -> None:
     """Start recorder, tracker and player; the player repeats its first image until TRACKING."""
     recording_path.unlink(missing_ok=True)
     nodes.start('recorder_node', {'output': str(recording_path)})
-    nodes.start(
-        'tracker_node',
-        {
-            'mesh_file_path': str(scenario.scene.model_path(scenario.object_id)),
-            'mesh_scale': scenario.mesh_scale,
-            'weights': scenario.weights,
-            'device': scenario.device,
-            'exit_on_failure': True,
-        },
-    )
+    nodes.start(scenario.tracker, *tracking(scenario))
+    # with a detector the true masks are nobody's
+    hidden = ('--ros-args', '-r', 'segmentation:=true_segmentation', '--')
     nodes.start(
         'player_node',
         {
@@ -148,10 +171,30 @@ def start(nodes: Nodes, scenario: Scenario, recording_path: Path) -> None:
             'rate_hz': scenario.rate_hz,
             'wait_for_state': 'TRACKING',
             'wait_timeout_s': START_TIMEOUT_S,
-            'start_subscribers': 1,
+            'start_subscribers': 1 if scenario.detector is None else 2,
             'max_images': len(scenario.scene.frame_ids),
         },
+        () if scenario.detector is None else hidden,
     )
+
+
+def tracking(scenario: Scenario) -> tuple[dict[str, Any], list[str]]:
+    """Parameters and arguments of the node that tracks."""
+    common = {'device': scenario.device, 'exit_on_failure': True}
+    tracker: dict[str, Any] = {
+        'mesh_file_path': str(scenario.scene.model_path(scenario.object_id)),
+        'mesh_scale': scenario.mesh_scale,
+        'weights': scenario.weights,
+    }
+    if scenario.detector is None:
+        return {**tracker, **common}, []
+    detector: dict[str, Any] = {'model': str(scenario.detector), 'objects': [scenario.found_class]}
+    words: list[str] = []
+    for kind, values in (('--detector', detector), ('--tracker', {**tracker, 'mask_label': 1})):
+        words.append(kind)
+        for name, value in values.items():
+            words += ['-p', f'{name}:={parameter_text(value)}']
+    return common, words
 
 
 def follow(nodes: Nodes, scenario: Scenario, path: Path, recording: Recording) -> None:
@@ -169,11 +212,11 @@ def follow(nodes: Nodes, scenario: Scenario, path: Path, recording: Recording) -
             show(bar, recording, lines)
             if lines:
                 last_s = time.monotonic()
-            _require_alive(nodes, recording, time.monotonic() - last_s)
+            _require_alive(nodes, scenario.tracker, recording, time.monotonic() - last_s)
             time.sleep(POLL_S)
         for line in reader.new_lines():
             recording.add(line)
-    nodes.stop('tracker_node')
+    nodes.stop(scenario.tracker)
 
 
 @contextmanager
@@ -192,15 +235,15 @@ def show(bar: tqdm, recording: Recording, lines: list[dict[str, Any]]) -> None:
         bar.update(sum(line['topic'] == 'ground_truth/pose' for line in lines))
 
 
-def _require_alive(nodes: Nodes, recording: Recording, silent_s: float) -> None:
-    for name in NODES:
-        if nodes.ended(name) and name == 'tracker_node':
-            raise DemoFailed(f'tracker_node ended early; see {nodes.log_path(name)}')
+def _require_alive(nodes: Nodes, tracker: str, recording: Recording, silent_s: float) -> None:
+    for name in ('recorder_node', tracker, 'player_node'):
+        if nodes.ended(name) and name == tracker:
+            raise DemoFailed(f'{tracker} ended early; see {nodes.log_path(name)}')
     limit_s = STALL_TIMEOUT_S if recording.event('playing') else START_TIMEOUT_S
     if silent_s > limit_s:
         raise DemoFailed(
             f"nothing arrived for {silent_s:.0f} s; the end of the tracker's log:\n"
-            + nodes.last_lines('tracker_node')
+            + nodes.last_lines(tracker)
         )
 
 

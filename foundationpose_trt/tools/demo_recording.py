@@ -11,7 +11,7 @@ import numpy as np
 
 NS_PER_S = 1e9
 PER_POSE = ('publish_ms', 'age_ms')  # published once with every pose, in the same order
-PER_FRAME = ('register_ms', 'track_ms')
+PER_FRAME = ('detector_ms', 'register_ms', 'track_ms')
 
 
 class DemoFailed(RuntimeError):
