@@ -48,7 +48,7 @@ def run_detector(options: argparse.Namespace) -> int:
     device, size = torch.device(options.device), _size(options)
     settings = TrainSettings(
         seconds=options.seconds, batch=options.batch, learning_rate=options.learning_rate,
-        seed=options.seed, compile=False,
+        seed=options.seed, compile=device.type == 'cuda' and not options.no_compile,
     )  # fmt: skip
     world = make_world(options, device, held_out=False)
     trainer, detector = train_detector(world, settings, size, options.out, options.resume)

@@ -39,6 +39,9 @@ class DetectorStep:
         self, trainer: Trainer, detector: NarrowDetector, sampler: DetectionSampler
     ) -> None:
         self._trainer, self._detector, self._sampler = trainer, detector, sampler
+        network = detector.network
+        # launching its two thousand operations takes longer than a GPU needs for them
+        self._network: Callable = torch.compile(network) if trainer.settings.compile else network
         self._nested: Callable = importlib.import_module(
             'rfdetr.utilities.tensors'
         ).nested_tensor_from_tensor_list
@@ -54,7 +57,7 @@ class DetectorStep:
         targets = batch.targets()
         kind = inputs.device.type
         with torch.autocast(kind, torch.bfloat16, enabled=kind == 'cuda'):
-            outputs = self._detector.network(self._nested(list(inputs)), targets)
+            outputs = self._network(self._nested(list(inputs)), targets)
         losses = self._detector.criterion(_in_single(outputs), targets)
         weights: Any = self._detector.criterion.weight_dict
         total = sum(losses[name] * weight for name, weight in weights.items() if name in losses)
