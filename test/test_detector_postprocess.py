@@ -206,6 +206,7 @@ def test_depth_parts_the_object_from_what_lies_behind_and_before():
         (np.zeros((0, 3)), np.zeros((0, 3))),
         (np.array([[3.0, 1.0, 1.1, 3.0]] * 4), [[0, 1, 1, 0]] * 4),
         (np.array([[9.0, 1.0, 2.0, 9.0]] * 4), [[0, 1, 0, 0]] * 4),  # as many: the nearest
+        (np.array([[3.0, np.inf, 1.1, np.nan]] * 4), [[0, 0, 1, 0]] * 4),
     ],
 )
 def test_the_band_that_holds_most_of_the_middle(depth, expected):

@@ -18,12 +18,12 @@ from rclpy.qos import QoSProfile
 from ros_contexts import begin_context, end_context
 from scipy.spatial.transform import Rotation
 from sensor_msgs.msg import CameraInfo, Image
-from std_msgs.msg import String
+from std_msgs.msg import Header, String
 
 from foundationpose_trt.datatypes import CameraIntrinsics, Frame
 from foundationpose_trt.pose.mesh import build_mesh
 from foundationpose_trt.ros.conversions import stamp_ns
-from foundationpose_trt.ros.player_node import PlayerNode
+from foundationpose_trt.ros.player_node import PlayerNode, depth_message
 from foundationpose_trt.ros.qos import LATCHED_QOS
 from foundationpose_trt.scenes.bop import BopWriter
 
@@ -207,3 +207,18 @@ def test_bad_scenes_are_refused(scene, audience_of, tmp_path):
             audience_of(broken)
     finally:
         (scene / 'depth' / 'away').rename(scene / 'depth' / '000002.png')
+
+
+@pytest.mark.parametrize('encoding', ['16UC1', '32FC1'])
+def test_depth_that_is_no_depth_is_sent_as_none(encoding):
+    depth = np.full((4, 6), 0.5, np.float32)
+    depth[0] = -0.005, np.nan, np.inf, -np.inf, 0.0, 70.0
+    k = CameraIntrinsics(9.0, 9.0, 3.0, 2.0, 6, 4)
+    frame = Frame(np.zeros((4, 6, 3), np.uint8), depth, k)
+    message = depth_message(frame, encoding, Header())
+    kind = np.uint16 if encoding == '16UC1' else np.float32
+    sent = np.frombuffer(message.data, kind).reshape(4, 6)
+    if encoding == '16UC1':
+        assert (sent[0] == 0).all() and (sent[1:] == 500).all()
+    else:
+        assert np.isnan(sent[0, :5]).all() and sent[0, 5] == 70 and (sent[1:] == 0.5).all()

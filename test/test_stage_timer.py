@@ -20,7 +20,8 @@ class FakeEvent:
     def __init__(self, enable_timing=False):
         assert enable_timing, 'such events have no times'
 
-    def record(self):
+    def record(self, stream):
+        assert stream == 'stream of cuda', 'not of the device that is timed'
         self.at_ms = FakeEvent.now_ms
 
     def query(self):
@@ -34,6 +35,7 @@ class FakeEvent:
 @pytest.fixture
 def timer(monkeypatch):
     monkeypatch.setattr(stage_timer.torch.cuda, 'Event', FakeEvent)
+    monkeypatch.setattr(stage_timer.torch.cuda, 'current_stream', lambda d: f'stream of {d}')
     FakeEvent.now_ms = FakeEvent.passed_until_ms = 0.0
     return StageTimer(torch.device('cuda'))
 

@@ -78,7 +78,7 @@ def in_band(depth_m: np.ndarray, band_m: float) -> np.ndarray:
     height, width = depth_m.shape
     margin_y, margin_x = (round(side * (1 - CORE_SHARE) / 2) for side in (height, width))
     core = depth_m[margin_y : height - margin_y, margin_x : width - margin_x]
-    values = np.sort(core[core > 0], axis=None)
+    values = np.sort(core[(core > 0) & np.isfinite(core)], axis=None)
     if len(values) == 0:
         return np.zeros(depth_m.shape, bool)
     ends = np.searchsorted(values, values + band_m, side='right')

@@ -264,7 +264,7 @@ class PoseEstimator:
         return torch.full((count,), index, dtype=torch.int32, device=self.device)
 
     def upload_ms(self) -> float | None:
-        """Return how long copying a frame to the device took, in milliseconds, each time once.
+        """Return how long bringing a frame to the device took, in milliseconds, each time once.
 
         On CUDA by events and without waiting for them, so of a frame or more before; None where
         there is nothing new.
@@ -275,6 +275,7 @@ class PoseEstimator:
 
     def _uploader_for(self, size: tuple[int, ...]) -> Uploader:
         if self._uploader is None or self._uploader.size != size:
+            self._register_pass = None  # it reads the old one's buffers
             self._uploader = Uploader(size[0], size[1], self.device)
         return self._uploader
 

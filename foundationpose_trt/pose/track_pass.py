@@ -15,6 +15,7 @@ import torch
 import warp as wp
 
 from ..datatypes import CameraIntrinsics, Frame
+from ..runtime.capture import CAPTURING
 from ..runtime.stage_timer import StageTimer
 from ..warp_launch import RecordedLaunch, as_warp
 from . import track_kernels as kernels
@@ -116,7 +117,8 @@ class TrackPass:
         """Begin anew; what a pass left that came to no end is waited for and put away."""
         if self._is_open:
             if self._is_cuda:
-                torch.cuda.synchronize(self._device)
+                with CAPTURING:  # the device must not be waited for while a stream captures
+                    torch.cuda.synchronize(self._device)
             self._pass.visibility.fill_(-1)
         self._is_open = True
 
@@ -178,14 +180,15 @@ class TrackPass:
         16 values of camera_from_centered, row by row, and the counts of kernels.count_evidence.
         The only wait of a frame.
         """
-        self._is_open = False
         self._pass.count(n)
         if self._done is None:
+            self._is_open = False
             return self._pass.results[:n].numpy().copy()
         # all of them: slicing takes longer
         self._results_host.copy_(self._pass.results, non_blocking=True)
         self._done.record(torch.cuda.current_stream(self._device))
         self._done.synchronize()
+        self._is_open = False
         return self._results_host[:n].numpy().copy()
 
 

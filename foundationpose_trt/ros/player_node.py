@@ -170,10 +170,11 @@ def depth_message(frame: Frame, encoding: str, header: Header) -> Image:
 
     16UC1 ends at 65.5 m; what is farther becomes invalid.
     """
+    depth_m = frame.valid_depth_m
     if encoding == '32FC1':
-        depth_m = np.where(frame.depth_m > 0, frame.depth_m, np.float32(np.nan))
+        depth_m = np.where(depth_m > 0, depth_m, np.float32(np.nan))
         return conversions.image_message(depth_m, encoding, header)
-    depth_mm = np.rint(frame.depth_m * MM_PER_M)
+    depth_mm = np.rint(depth_m * MM_PER_M)
     depth_mm[depth_mm > MAX_16U_MM] = 0
     return conversions.image_message(depth_mm.astype(np.uint16), encoding, header)
 

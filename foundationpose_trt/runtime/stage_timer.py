@@ -19,7 +19,7 @@ class StageTimer:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._on_cuda = device.type == 'cuda'
+        self._device, self._on_cuda = device, device.type == 'cuda'
         self._pending: deque[tuple[Any, Any]] = deque()
         self._spare: list[tuple[Any, Any]] = []  # events that have been read
         self._begun: Any = None
@@ -28,14 +28,14 @@ class StageTimer:
     def __enter__(self) -> StageTimer:
         if self._on_cuda:
             self._pair = self._free_pair()
-            self._pair[0].record()
+            self._pair[0].record(torch.cuda.current_stream(self._device))
         else:
             self._begun = time.perf_counter()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._on_cuda:
-            self._pair[1].record()
+            self._pair[1].record(torch.cuda.current_stream(self._device))
             self._pending.append(self._pair)
         else:
             self._last_ms = (time.perf_counter() - self._begun) * 1e3

@@ -170,7 +170,9 @@ def _with_timelines(
     if torch.cuda.is_available():
         for runner, row in zip(runners, content['rows'], strict=True):
             if not runner.eager and 'failed' not in row:
-                row['timeline'] = _timeline(runner, content['weights'], options, call_of)
+                made = partial(_timeline, runner, content['weights'], options, call_of)
+                found = measured(f'timeline of {runner.name}', lambda: {'timeline': made()})  # noqa: B023
+                row.update({key: found[key] for key in ('timeline',) if key in found})
     return content
 
 

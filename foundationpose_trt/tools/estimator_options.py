@@ -141,7 +141,8 @@ def chosen_estimator(options: argparse.Namespace) -> EstimatorChoice:
         ' driver and a CUDA build of PyTorch',
     )
     schedule = options.schedule or ('full' if on_cuda else 'pruned')
-    schedule_of(schedule)  # before anything is loaded
+    # both are checked here, before anything is loaded
+    EstimatorSettings(schedule=schedule_of(schedule), chunk=options.chunk)
     return EstimatorChoice(
         weights=options.weights or ('base' if on_cuda else 'small'),
         device=device,

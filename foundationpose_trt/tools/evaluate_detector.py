@@ -173,7 +173,7 @@ def detected_mask(detector: Detector, image: TabletopImage, label: int) -> np.nd
     labels = found.labels
     if labels is None:
         size = image.frame.depth_m.shape
-        labels = detector.labels_from_boxes(found.detections, size, image.frame.depth_m)
+        labels = detector.labels_from_boxes(found.detections, size, image.frame.valid_depth_m)
     return labels == label
 
 

@@ -57,7 +57,7 @@ class DetectorStep:
         targets = batch.targets()
         kind = inputs.device.type
         with torch.autocast(kind, torch.bfloat16, enabled=kind == 'cuda'):
-            outputs = self._network(self._nested(list(inputs)), targets)
+            outputs = self._network(self._nested(list(inputs)))
         losses = self._detector.criterion(_in_single(outputs), targets)
         weights: Any = self._detector.criterion.weight_dict
         total = sum(losses[name] * weight for name, weight in weights.items() if name in losses)
