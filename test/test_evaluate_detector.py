@@ -11,6 +11,7 @@ import pytest
 import torch
 from detector_rig import scene, write_fixed
 
+from foundationpose_trt.datatypes import CameraIntrinsics, Frame
 from foundationpose_trt.detection.postprocess import Detections
 from foundationpose_trt.runtime.choice import BackendChoice
 from foundationpose_trt.synthesis.cast import CAST
@@ -136,7 +137,8 @@ def test_masks_are_those_that_the_node_would_publish(tmp_path):
     detector = Detector(opened.manifest, opened.engine)
     depth_m = np.full((48, 64), 2.0, np.float32)
     depth_m[:, :32] = 0.7
-    frame = SimpleNamespace(rgb=np.zeros((48, 64, 3), np.uint8), depth_m=depth_m)
+    k = CameraIntrinsics(60.0, 60.0, 32.0, 24.0, 64, 48)
+    frame = Frame(np.zeros((48, 64, 3), np.uint8), depth_m, k)
     mask = evaluate_detector.detected_mask(detector, SimpleNamespace(frame=frame), 2)
     expected = np.zeros((48, 64), bool)
     expected[12:36, 16:32] = True
