@@ -79,9 +79,9 @@ class Frame:
 
     rgb: (H, W, 3) uint8, R G B order. depth_m: (H, W) float32, metres along the optical axis, as
     the camera gave it: 0, negative, infinite and NaN are all invalid, and what reads it must know
-    (the depth filters do; valid_depth_m is for others). A pass over the image here would take a
-    tenth of a tracked frame's time. stamp_ns: the camera's time stamp, untouched. Raises
-    ValueError when shapes disagree and for depth in whole numbers, which would be millimetres.
+    (the depth filters do; valid_depth_m is for others): a pass over the image here would delay
+    every tracked frame. stamp_ns: the camera's time stamp, untouched. Raises ValueError when
+    shapes disagree and for depth in whole numbers, which would be millimetres.
     """
 
     rgb: np.ndarray

@@ -22,8 +22,7 @@ _started = False
 # Kept for good: Warp makes an event for each stream object, destroys it with that, and looks both
 # up in a table without a lock. The objects hold no more than the handle, so one whose stream has
 # died serves the next that CUDA gives the same handle.
-_streams: dict[tuple[torch.device, int], wp.Stream] = {}
-_by_handle: dict[tuple[int, int], wp.Stream] = {}  # the same, to be found in a microsecond
+_streams: dict[tuple[int, int], wp.Stream] = {}  # by index of the device and handle
 
 
 @contextmanager
@@ -144,19 +143,16 @@ def stream_of(device: torch.device) -> wp.Stream | None:
         return None
     quick = getattr(torch._C, '_cuda_getCurrentRawStream', None)  # what Triton launches by
     if quick is not None and device.index is not None:
-        known = _by_handle.get((device.index, quick(device.index)))
+        known = _streams.get((device.index, quick(device.index)))
         if known is not None:
             return known
     _start_warp()
-    stream = torch.cuda.current_stream(device)
-    found = _warp_stream(stream)
-    _by_handle[stream.device.index, stream.cuda_stream] = found
-    return found
+    return _warp_stream(torch.cuda.current_stream(device))
 
 
 def _warp_stream(stream: torch.cuda.Stream) -> wp.Stream:
     """Return Warp's object of a stream, the same one at every call."""
-    key = (stream.device, stream.cuda_stream)
+    key = (stream.device.index, stream.cuda_stream)
     if key not in _streams:
         with _lock:
             if key not in _streams:

@@ -17,12 +17,10 @@ import numpy as np
 import pytest
 import trimesh
 import yaml
-from detector_rig import scene as outputs
-from detector_rig import write_fixed
+from played_rig import render_scene, write_finder
 
 from foundationpose_trt.pose.mesh import build_mesh
-from foundationpose_trt.scenes.bop import BopScene
-from foundationpose_trt.tools import demo, demo_report, make_scene
+from foundationpose_trt.tools import demo, demo_report
 from foundationpose_trt.tools.demo_processes import Nodes, parameter_text, private_environment
 from foundationpose_trt.tools.demo_recording import DemoFailed, Recording, RecordingFollower
 
@@ -259,23 +257,12 @@ def test_without_ros_the_demo_says_so(tmp_path, monkeypatch):
 @pytest.fixture(scope='module')
 def small_scene(tmp_path_factory):
     """Twenty frames that hardly move."""
-    folder = tmp_path_factory.mktemp('demo') / 'scene'
-    parser = argparse.ArgumentParser()
-    make_scene.add_arguments(parser)
-    words = [str(folder), '--frames', '20', '--speed', '0.3', '--width', '320', '--height', '240']
-    assert make_scene.run(parser.parse_args(words)) == 0
-    return folder
+    return render_scene(tmp_path_factory.mktemp('demo') / 'scene', 20, 0.3)
 
 
 @pytest.fixture(scope='module')
 def detector(small_scene, tmp_path_factory):
-    """A detector that finds a can where the first image's object is."""
-    mask = BopScene.open(small_scene).mask(0, 1)
-    rows, columns = np.nonzero(mask)
-    low = np.array([columns.min(), rows.min()]) / mask.shape[::-1]
-    high = np.array([columns.max() + 1, rows.max() + 1]) / mask.shape[::-1]
-    box = (*(low + high) / 2, *(high - low))
-    return write_fixed(tmp_path_factory.mktemp('model') / 'm', *outputs([(1, 0.9, box)]))
+    return write_finder(small_scene, tmp_path_factory.mktemp('model') / 'm')
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ from the image to the pose is real.
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import subprocess
@@ -18,9 +17,8 @@ import pytest
 
 pytest.importorskip('rclpy', reason='ROS 2 (rclpy) is not installed')
 import rclpy
-from detector_rig import scene as outputs
-from detector_rig import write_fixed
 from geometry_msgs.msg import PoseStamped
+from played_rig import render_scene, write_finder
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import Image
@@ -28,13 +26,10 @@ from std_msgs.msg import Float32, String
 
 from foundationpose_trt.ros.conversions import pose_matrix, stamp_ns
 from foundationpose_trt.ros.dds import use_shared_memory_profile
-from foundationpose_trt.scenes.bop import BopScene
 from foundationpose_trt.scenes.metrics import rotation_error_rad, translation_error_m
-from foundationpose_trt.tools import make_scene
 
 pytestmark = pytest.mark.ros
 FRAMES, RATE_HZ, TIMEOUT_S = 30, 5.0, 240.0
-WIDTH, HEIGHT = 320, 240
 QOS = QoSProfile(depth=100)
 
 
@@ -68,25 +63,12 @@ class Listener:
 
 @pytest.fixture(scope='module')
 def scene(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('pipeline') / 'scene'
-    parser = argparse.ArgumentParser()
-    make_scene.add_arguments(parser)
-    words = [str(folder), '--frames', str(FRAMES), '--speed', '0.3']
-    words += ['--width', str(WIDTH), '--height', str(HEIGHT)]
-    assert make_scene.run(parser.parse_args(words)) == 0
-    return folder
+    return render_scene(tmp_path_factory.mktemp('pipeline') / 'scene', FRAMES, 0.3)
 
 
 @pytest.fixture(scope='module')
 def model(scene, tmp_path_factory):
-    """A detector that finds a can where the first image's object is, and nothing else."""
-    opened = BopScene.open(scene)
-    mask = opened.mask(opened.frame_ids[0], opened.object_ids[0])
-    rows, columns = np.nonzero(mask)
-    low = np.array([columns.min(), rows.min()]) / (WIDTH, HEIGHT)
-    high = np.array([columns.max() + 1, rows.max() + 1]) / (WIDTH, HEIGHT)
-    box = (*(low + high) / 2, *(high - low))
-    return write_fixed(tmp_path_factory.mktemp('model') / 'm', *outputs([(1, 0.9, box)]))
+    return write_finder(scene, tmp_path_factory.mktemp('model') / 'm')
 
 
 def start(module, log, *arguments):

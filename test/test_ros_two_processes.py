@@ -6,7 +6,6 @@ depth images out, delays others, and compares every pose with the truth of its s
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import subprocess
@@ -20,6 +19,7 @@ import pytest
 pytest.importorskip('rclpy', reason='ROS 2 (rclpy) is not installed')
 import rclpy
 from geometry_msgs.msg import PoseStamped
+from played_rig import render_scene
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CameraInfo, Image
@@ -30,7 +30,6 @@ from foundationpose_trt.ros.conversions import pose_matrix, stamp_ns
 from foundationpose_trt.ros.dds import use_shared_memory_profile
 from foundationpose_trt.ros.qos import LATCHED_QOS
 from foundationpose_trt.scenes.metrics import rotation_error_rad, translation_error_m
-from foundationpose_trt.tools import make_scene
 
 WEIGHTS = Path(foundationpose_trt.__file__).parent / 'weights' / 'small' / 'manifest.json'
 pytestmark = [
@@ -105,13 +104,7 @@ class Wire:
 
 @pytest.fixture(scope='module')
 def scene(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('demo') / 'scene'
-    parser = argparse.ArgumentParser()
-    make_scene.add_arguments(parser)
-    words = [str(folder), '--frames', str(FRAMES), '--width', '320', '--height', '240']
-    words += ['--speed', '0.5']
-    assert make_scene.run(parser.parse_args(words)) == 0
-    return folder
+    return render_scene(tmp_path_factory.mktemp('demo') / 'scene', FRAMES, 0.5)
 
 
 def start(module, log, *arguments):

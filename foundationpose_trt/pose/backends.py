@@ -66,7 +66,7 @@ def open_engines(
     elif backend == 'onnxruntime':
         engines = [OnnxEngine(exported(networks, kind, choice)) for kind in KINDS]
     else:
-        engines = list(_Plans(networks, choice, backend, progress).engines())
+        engines = [*_Plans(networks, choice, backend, progress).engines()]
     return NetworkEngines(engines[0], engines[1], f'{backend} ({reason})')
 
 
@@ -171,12 +171,11 @@ class _Plans:
         engines = [self._engine(kind, workspace) for kind in KINDS]
         for kind, engine in zip(KINDS, engines, strict=True):
             if not engine.manifest.tolerance:  # the first time this engine runs
-                plan = plan_path(self.networks, kind, self.choice, self.backend)
-                self._check(engine, kind, plan)
+                self._check(engine, kind)
         return engines
 
     def _engine(self, kind: str, workspace: Workspace) -> TensorRtEngine:
-        plan = plan_path(self.networks, kind, self.choice, self.backend)
+        plan = self._plan(kind)
         onnx = onnx_path(self.networks, kind, self.choice)
         if self.choice.build:
             onnx = exported(self.networks, kind, self.choice)
@@ -185,7 +184,11 @@ class _Plans:
         source = onnx if onnx.is_file() else None
         return TensorRtEngine(plan, self.networks.device, source, workspace)
 
-    def _check(self, engine: TensorRtEngine, kind: str, plan: Path) -> None:
+    def _plan(self, kind: str) -> Path:
+        return plan_path(self.networks, kind, self.choice, self.backend)
+
+    def _check(self, engine: TensorRtEngine, kind: str) -> None:
+        plan = self._plan(kind)
         largest = engine.manifest.batches[-1]
         batch = min(CROPS, largest) if engine.manifest.any_batch else largest
         found = measured_tolerance(engine, reference_of(self.networks, kind), batch)

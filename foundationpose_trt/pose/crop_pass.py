@@ -6,7 +6,7 @@ the host per launch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ FACE_PARTS = 16  # threads that share its rows then, on CUDA
 OUTPUTS = ('trans', 'rot')  # of the refiner, in the order of kernels.move's arguments, from 1
 
 Crops = tuple[torch.Tensor, torch.Tensor]
+Refine = Callable[[torch.Tensor, torch.Tensor], dict[str, torch.Tensor]]
 
 
 @dataclass(frozen=True)

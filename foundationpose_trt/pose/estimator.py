@@ -8,7 +8,7 @@ are tracked together go through it as one batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -69,7 +69,7 @@ class PoseEstimator:
         self.inference = PoseInference(engines, networks, self._views.crops, graphs)
         self._uploader: Uploader | None = None
         self._track_pass: TrackPass | None = None
-        self._register_pass: tuple[Uploader, RegisterPass] | None = None
+        self._register_pass: RegisterPass | None = None
         self._is_warm = False
 
     @property
@@ -285,9 +285,9 @@ class PoseEstimator:
         return self._track_pass
 
     def _register_pass_for(self, uploader: Uploader) -> RegisterPass:
-        if self._register_pass is None or self._register_pass[0] is not uploader:
-            self._register_pass = uploader, self._views.register_pass(uploader.images)
-        return self._register_pass[1]
+        if self._register_pass is None:
+            self._register_pass = self._views.register_pass(uploader.images)
+        return self._register_pass
 
     def _run_schedule(
         self,
@@ -309,19 +309,14 @@ class PoseEstimator:
             poses, scores, objects = poses[best.indices], best.values, objects[: stage.keep]
         return poses, scores
 
-    def _chunks(
-        self, poses: torch.Tensor, objects: torch.Tensor
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        size = self._views.capacity
-        return zip(poses.split(size), objects.split(size), strict=True)
-
     def _score(
         self, poses: torch.Tensor, images: ObservedImages, objects: torch.Tensor
     ) -> torch.Tensor:
         """Logits (N,) of all poses against each other; features in chunks, ranking at once."""
+        size = self._views.capacity
         features = [
             self.inference.features(*self._views.write(part, images, SCORER_CROP, images.size, of))
-            for part, of in self._chunks(poses, objects)
+            for part, of in zip(poses.split(size), objects.split(size), strict=True)
         ]
         return self.inference.rank(torch.cat(features)[None])[0].float()
 

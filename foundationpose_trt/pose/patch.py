@@ -44,7 +44,7 @@ def neighbourhood(
     crops.crop_windows makes them), and around it what filtering the depth in them reads, cut to
     the image; of poses that look past the image, its nearest border.
     """
-    # plain numbers: for a few poses arrays cost ten times as much
+    # plain numbers: for a few poses arrays cost several times as much
     x_low, x_high, y_low, y_high = [], [], [], []
     focal = max(intrinsics.fx, intrinsics.fy)
     places = camera_from_centered[:, :3, 3].tolist()

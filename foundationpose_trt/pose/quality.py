@@ -1,6 +1,7 @@
 """Does the observed depth agree with the rendered pose? The evidence behind the quality gate.
 
-Counted by track_kernels.count_evidence, within the largest of these tolerances.
+Counted by track_kernels.count_evidence. A surface agrees within MIN_TOLERANCE_M and what grows
+with depth, or within the share of the diameter where that is more.
 """
 
 from __future__ import annotations

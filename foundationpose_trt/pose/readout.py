@@ -84,7 +84,7 @@ def nearest_rotation(matrix: Sequence[float]) -> list[float]:
 
     What has only drifted, by float32's rounding, needs one step of Newton and Schulz for the polar
     factor (Higham, Functions of Matrices, 8.3: the error is squared). In plain numbers: arrays of
-    this size cost ten times as much.
+    this size cost several times as much.
     """
     a, b, c, d, e, f, g, h, i = matrix
     # how far the columns' products are from the identity

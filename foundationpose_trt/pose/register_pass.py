@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 
-from .crop_pass import POSE, CropPass
-
-Refine = Callable[[torch.Tensor, torch.Tensor], dict[str, torch.Tensor]]
+from .crop_pass import POSE, CropPass, Refine
 
 
 class RegisterPass:

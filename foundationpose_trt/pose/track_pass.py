@@ -7,8 +7,7 @@ copies, so they need no stream of their own. The CUDA graph is the refiner's alo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from ..runtime.capture import CAPTURING
 from ..runtime.stage_timer import StageTimer
 from ..warp_launch import RecordedLaunch, as_warp
 from . import track_kernels as kernels
-from .crop_pass import COUNTS, POSE, CropPass, Crops, PassImages
+from .crop_pass import COUNTS, POSE, CropPass, Crops, PassImages, Refine
 from .depth import erode, smooth, spatial_weights
 from .mesh_bank import MeshBank
 from .patch import Patch, neighbourhood
@@ -91,9 +90,9 @@ class TrackPass:
         self._held = [eroded, spatial]
         patch, size = as_warp(self._pass.patch, wp.vec4i), wp.vec2i(*self.size)
         source = as_warp(self._depth.on_device.view(1, -1))
-        erosion = [source, patch, as_warp(eroded)]
-        smoothing: list[Any] = [as_warp(eroded), patch, size, as_warp(spatial)]
-        smoothing.append(as_warp(self.filtered))
+        between, filtered = as_warp(eroded), as_warp(self.filtered)
+        erosion = [source, patch, between]
+        smoothing = [between, patch, size, as_warp(spatial), filtered]
         self._erode = RecordedLaunch(erode, (1, pixels), erosion, self._device)
         self._smooth = RecordedLaunch(smooth, (1, pixels), smoothing, self._device)
 
@@ -190,9 +189,6 @@ class TrackPass:
         self._done.synchronize()
         self._is_open = False
         return self._results_host[:n].numpy().copy()
-
-
-Refine = Callable[[torch.Tensor, torch.Tensor], dict[str, torch.Tensor]]
 
 
 def run_pass(

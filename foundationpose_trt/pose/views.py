@@ -43,7 +43,8 @@ class ViewWriter:
     ) -> None:
         """layout: of the buffers in memory, as the networks read them."""
         meshes = (meshes,) if isinstance(meshes, ObjectMesh) else tuple(meshes)
-        diameters = torch.tensor([mesh.diameter_m for mesh in meshes], dtype=torch.float64)
+        self._diameters_m = [mesh.diameter_m for mesh in meshes]
+        diameters = torch.tensor(self._diameters_m, dtype=torch.float64)
         self.capacity = capacity
         self._meshes, self._bank = meshes, MeshBank(meshes, device)
         self._raster = Rasterizer(self._bank, capacity)
@@ -102,12 +103,11 @@ class ViewWriter:
     def track_pass(self, size: tuple[int, int], count: int) -> TrackPass:
         """Return a pass over `count` poses in images (H, W) that writes this writer's buffers."""
         crops = (self._rendered[:count], self._observed[:count])
-        return TrackPass(self._bank, [m.diameter_m for m in self._meshes], crops, size)
+        return TrackPass(self._bank, self._diameters_m, crops, size)
 
     def register_pass(self, images: PassImages) -> RegisterPass:
         """Return a pass over whole images that writes this writer's buffers, all at once."""
-        diameters_m = [mesh.diameter_m for mesh in self._meshes]
         crops = (self._rendered, self._observed)
         visibility = self._raster.visibility
-        loop = CropPass(self._bank, diameters_m, crops, images, visibility=visibility)
+        loop = CropPass(self._bank, self._diameters_m, crops, images, visibility=visibility)
         return RegisterPass(loop, self.capacity, images.size)

@@ -35,7 +35,7 @@ def is_lasting(stream: torch.cuda.Stream) -> bool:
 
 
 # Side streams of orders that are gone, for the next ones: cuBLAS keeps the workspace that it has
-# made for a stream, tens of megabytes, for good.
+# made for a stream for good.
 _spare_streams: defaultdict[torch.device, list[torch.cuda.Stream]] = defaultdict(list)
 
 

@@ -27,16 +27,16 @@ class StageTimer:
 
     def __enter__(self) -> StageTimer:
         if self._on_cuda:
-            self._pair = self._free_pair()
-            self._pair[0].record(torch.cuda.current_stream(self._device))
+            self._begun = self._free_pair()
+            self._begun[0].record(torch.cuda.current_stream(self._device))
         else:
             self._begun = time.perf_counter()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._on_cuda:
-            self._pair[1].record(torch.cuda.current_stream(self._device))
-            self._pending.append(self._pair)
+            self._begun[1].record(torch.cuda.current_stream(self._device))
+            self._pending.append(self._begun)
         else:
             self._last_ms = (time.perf_counter() - self._begun) * 1e3
 

@@ -20,7 +20,7 @@ from ..detection.export import SIZES
 from ..pose.backends import NetworkEngines, open_engines
 from ..pose.estimator import EstimatorSettings, PoseEstimator
 from ..pose.weights import PoseNetworks, load_networks
-from ..runtime.choice import BackendChoice, default_folder
+from ..runtime.choice import BackendChoice
 from ..runtime.graph_cache import CudaGraphCache
 from ..runtime.session import Session
 from ..runtime.specs import graph_key
@@ -34,7 +34,7 @@ from .benchmark_soak import run_soak, soak_tables
 from .benchmark_speed import run_register, run_track
 from .rungs import Rung
 from .speed_tables import speed_tables
-from .wider_weights import wider_set
+from .wider_weights import use_wider_weights
 
 HELP = 'measure tracking, registration, their networks, the detector, what ROS adds, or a long run'
 CAPACITY = 8
@@ -142,9 +142,7 @@ def _run_runtime(options: argparse.Namespace) -> int:
     )
     on_cuda = torch.cuda.is_available()
     rungs = [r for r in ladder(on_cuda) if _is_chosen(r, options.only, on_cuda)]
-    if options.width:
-        folder = (options.engines or default_folder()) / 'wider'
-        options.weights = str(wider_set(options.weights, options.width, folder))
+    use_wider_weights(options)
     tasks = make_tasks(options.objects, options.views, 'cuda' if on_cuda else 'cpu')
     rows: list[dict[str, Any]] = []
     reference: dict[str, list[np.ndarray | None]] = {}

@@ -21,14 +21,14 @@ from ..pose.backends import open_engines
 from ..pose.estimator import PRUNED_SCHEDULE, EstimatorSettings, PoseEstimator
 from ..pose.tracker import ObjectTracker
 from ..pose.weights import load_networks
-from ..runtime.choice import BackendChoice, default_folder
+from ..runtime.choice import BackendChoice
 from ..runtime.graph_cache import DEFAULT_CAPACITY, flush_allocator
 from ..scenes.metrics import RECALL_DIAMETER_SHARE, pose_errors, surface_points
 from ..synthesis.objects import make_object
 from ..synthesis.tabletop import compose_sequence
 from ..synthesis.tabletop_images import SensorNoise, TabletopImage, TabletopRenderer
 from .synthetic_trials import BATCH, FIRST_TRACK_SEED, MOTIONS, SETTINGS, clutter
-from .wider_weights import wider_set
+from .wider_weights import use_wider_weights
 
 STRETCHES = 10  # whose figures stand beside one another
 SEQUENCE = 60  # frames, played to and fro
@@ -137,9 +137,7 @@ def _images() -> list[TabletopImage]:
 
 
 def _estimator(options: argparse.Namespace) -> PoseEstimator:
-    if options.width:
-        folder = (options.engines or default_folder()) / 'wider'
-        options.weights = str(wider_set(options.weights, options.width, folder))
+    use_wider_weights(options)
     on_cuda = torch.cuda.is_available()
     device, precision = ('cuda', 'fp16') if on_cuda else ('cpu', 'fp32')
     networks = load_networks(options.weights, device, precision)

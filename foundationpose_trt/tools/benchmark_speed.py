@@ -18,7 +18,7 @@ from ..pose.backends import NetworkEngines, open_engines
 from ..pose.estimator import EstimatorSettings, PoseEstimator
 from ..pose.mesh import ObjectMesh
 from ..pose.weights import PoseNetworks, load_networks
-from ..runtime.choice import BackendChoice, default_folder
+from ..runtime.choice import BackendChoice
 from ..runtime.tensorrt_api import installed
 from ..synthesis.objects import make_object
 from .benchmark_detector import measured, without_tf32
@@ -37,7 +37,7 @@ from .speed_measures import (
 )
 from .synthetic_trials import FIRST_VIEW_SEED
 from .timeline import timeline
-from .wider_weights import wider_set
+from .wider_weights import use_wider_weights
 
 EAGER = 'plain eager torch'
 TIMELINE_CALLS = 20
@@ -170,9 +170,10 @@ def _with_timelines(
     if torch.cuda.is_available():
         for runner, row in zip(runners, content['rows'], strict=True):
             if not runner.eager and 'failed' not in row:
-                made = partial(_timeline, runner, content['weights'], options, call_of)
-                found = measured(f'timeline of {runner.name}', lambda: {'timeline': made()})  # noqa: B023
-                row.update({key: found[key] for key in ('timeline',) if key in found})
+                made = partial(_timeline, runner, options, call_of)
+                found = measured(f'timeline of {runner.name}', made)
+                if 'failed' not in found:
+                    row |= found
     return content
 
 
@@ -190,10 +191,7 @@ def _run(
         f' --objects {options.objects} 1 or more',
     )
     on_cuda = torch.cuda.is_available()
-    weights = options.weights
-    if options.width:
-        folder = (options.engines or default_folder()) / 'wider'
-        weights = str(wider_set(weights, options.width, folder))
+    use_wider_weights(options)
     runners = runners_of(on_cuda)
     chosen = [
         runner
@@ -204,14 +202,14 @@ def _run(
     if on_cuda:
         _load_libraries()
     rows = [
-        measured(runner.name, partial(_measured, runner, weights, options, tasks, measure))
+        measured(runner.name, partial(_measured, runner, options, tasks, measure))
         for runner in tqdm(chosen, desc='rows')
     ]
     good = [row for row in rows if 'failed' not in row]
     require(len(good) > 0, f'nothing could be measured: {rows}')
     first = good[0]['pose']
     content = {
-        'weights': weights,
+        'weights': options.weights,
         'views': len(tasks),
         'rows': rows,
         'worse': [row['name'] for row in good[1:] if is_worse(row['pose'], first, len(tasks))],
@@ -235,19 +233,18 @@ def _exact(rung: Rung) -> AbstractContextManager[None]:
 
 def _measured(
     runner: Runner,
-    weights: str,
     options: argparse.Namespace,
     tasks: list[PoseTask],
     measure: Measure,
 ) -> Row:
     with _exact(runner.rung):
-        setting = _open(runner, weights, options)
+        setting = _open(runner, options)
         return {'name': runner.name, **measure(setting, options, tasks)}
 
 
-def _open(runner: Runner, weights: str, options: argparse.Namespace) -> Setting:
+def _open(runner: Runner, options: argparse.Namespace) -> Setting:
     rung, memory = runner.rung, PeakMemory()
-    networks = load_networks(weights, rung.device, rung.precision)
+    networks = load_networks(options.weights, rung.device, rung.precision)
     engines = None
     if not runner.eager:
         engines = open_engines(networks, BackendChoice(rung.backend, options.engines, build=True))
@@ -260,16 +257,15 @@ def _open(runner: Runner, weights: str, options: argparse.Namespace) -> Setting:
 
 def _timeline(
     runner: Runner,
-    weights: str,
     options: argparse.Namespace,
     call_of: Callable[[Setting, int], Callable[[], object]],
-) -> list[dict[str, Any]]:
-    """What the GPU does in one call."""
+) -> Row:
+    """What the GPU does in one call, as a part of the row."""
     with _exact(runner.rung):
-        call = call_of(_open(runner, weights, options), options.heights[0])
+        call = call_of(_open(runner, options), options.heights[0])
         for _ in range(3):
             call()
-        return timeline(call, TIMELINE_CALLS)
+        return {'timeline': timeline(call, TIMELINE_CALLS)}
 
 
 def _tracking(setting: Setting, height: int) -> Callable[[], object]:

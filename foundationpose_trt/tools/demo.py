@@ -21,7 +21,7 @@ from ..detection.manifest import read_manifest
 from ..pose.mesh import load_mesh
 from ..scenes.bop import BopScene
 from . import demo_report, make_scene, report
-from .demo_processes import Nodes, parameter_text, running_nodes
+from .demo_processes import Nodes, parameter_words, running_nodes
 from .demo_recording import DemoFailed, Recording, RecordingFollower
 
 HELP = 'play a rendered scene over ROS 2, register and track its object, report the errors'
@@ -181,20 +181,16 @@ def start(nodes: Nodes, scenario: Scenario, recording_path: Path) -> None:
 def tracking(scenario: Scenario) -> tuple[dict[str, Any], list[str]]:
     """Parameters and arguments of the node that tracks."""
     common = {'device': scenario.device, 'exit_on_failure': True}
-    tracker: dict[str, Any] = {
+    tracker = {
         'mesh_file_path': str(scenario.scene.model_path(scenario.object_id)),
         'mesh_scale': scenario.mesh_scale,
         'weights': scenario.weights,
     }
     if scenario.detector is None:
         return {**tracker, **common}, []
-    detector: dict[str, Any] = {'model': str(scenario.detector), 'objects': [scenario.found_class]}
-    words: list[str] = []
-    for kind, values in (('--detector', detector), ('--tracker', {**tracker, 'mask_label': 1})):
-        words.append(kind)
-        for name, value in values.items():
-            words += ['-p', f'{name}:={parameter_text(value)}']
-    return common, words
+    detector = {'model': str(scenario.detector), 'objects': [scenario.found_class]}
+    words = ['--detector', *parameter_words(detector)]
+    return common, [*words, '--tracker', *parameter_words({**tracker, 'mask_label': 1})]
 
 
 def follow(nodes: Nodes, scenario: Scenario, path: Path, recording: Recording) -> None:

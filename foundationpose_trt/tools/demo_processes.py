@@ -39,8 +39,7 @@ class Nodes:
         """
         command = [*dying_with_parent(), sys.executable, '-m', f'foundationpose_trt.ros.{name}']
         command += [*arguments, '--ros-args']
-        for key, value in parameters.items():
-            command += ['-p', f'{key}:={parameter_text(value)}']
+        command += parameter_words(parameters)
         with self.log_path(name).open('wb') as log:
             self._processes[name] = subprocess.Popen(
                 command,
@@ -130,6 +129,12 @@ def dying_with_parent() -> list[str]:
     """Return a command prefix that ends a child when this process is killed outright."""
     setpriv = shutil.which('setpriv')  # part of util-linux, on every Debian and Ubuntu
     return [setpriv, '--pdeathsig', 'KILL', '--'] if setpriv else []
+
+
+def parameter_words(parameters: Mapping[str, Any]) -> list[str]:
+    """Write parameters as arguments of ROS."""
+    pairs = [('-p', f'{name}:={parameter_text(value)}') for name, value in parameters.items()]
+    return [word for pair in pairs for word in pair]
 
 
 def parameter_text(value: str | int | float | Sequence[str]) -> str:

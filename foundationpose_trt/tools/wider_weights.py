@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -9,9 +10,20 @@ from safetensors.torch import load_file
 from ..datatypes import require
 from ..pose.networks import RefineNet, ScoreNet
 from ..pose.weights import MANIFEST, manifest_entries, resolve_folder, save_network, write_manifest
+from ..runtime.choice import default_folder
 from ..training.widen import widened
 
 NETWORKS = {'refiner': RefineNet, 'scorer': ScoreNet}
+
+
+def use_wider_weights(options: argparse.Namespace) -> None:
+    """Let options.weights name the set at options.width, made beside the engines; if one is given.
+
+    Raises ValueError as wider_set.
+    """
+    if options.width:
+        folder = (options.engines or default_folder()) / 'wider'
+        options.weights = str(wider_set(options.weights, options.width, folder))
 
 
 def wider_set(weights: str, width: float, folder: Path) -> Path:

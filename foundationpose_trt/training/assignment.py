@@ -1,8 +1,7 @@
 """The assignment solver that RF-DETR's loss asks for on a GPU, for where its own is not installed.
 
 The package (1.11.2, rfdetr/models/_assignment.py) imports torch_linear_assignment there, which is
-no wheel: it has to be compiled with CUDA's own compiler. A step's thousand problems of a few
-objects take SciPy some ten milliseconds.
+no wheel: it has to be compiled with CUDA's own compiler.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class DetectorStep:
     ) -> None:
         self._trainer, self._detector, self._sampler = trainer, detector, sampler
         network = detector.network
-        # launching its two thousand operations takes longer than a GPU needs for them
+        # launching its many small operations takes longer than a GPU needs for them
         self._network: Callable = torch.compile(network) if trainer.settings.compile else network
         self._nested: Callable = importlib.import_module(
             'rfdetr.utilities.tensors'

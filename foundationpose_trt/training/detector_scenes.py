@@ -31,7 +31,7 @@ STRANGERS = 4  # other objects per stage, the last of them passes in front
 TRAINING_SEEDS = 3000  # of strangers
 HELD_OUT_STRANGERS = HELD_OUT_FROM_SEED + 200_000  # evaluation of poses uses those before
 STRANGER_IN_THE_MIDDLE = 0.15  # of the stages
-ATTEMPTS = 8  # at a stage; about one set in a hundred does not fit
+ATTEMPTS = 8  # at a stage: now and then a set does not fit
 NONE = -1
 ALL_NOISE = ColorNoise()
 MIN_VISIBLE_SHARE = 0.2
@@ -55,9 +55,9 @@ def compose_stage(seed: int, views: int, settings: SceneSettings, held_out: bool
     Raises NoRoomError when ATTEMPTS sets of objects in a row do not fit on their tables.
     """
     for attempt in range(ATTEMPTS):
-        drawn = [seed, 12 if held_out else 11, *[attempt] * (attempt > 0)]
+        rng = np.random.default_rng([seed, 12 if held_out else 11, attempt])
         try:
-            return _compose(np.random.default_rng(drawn), views, settings, held_out)
+            return _compose(rng, views, settings, held_out)
         except NoRoomError as error:
             last = error
     raise last
