@@ -238,6 +238,7 @@ def test_a_fault_in_drawing_is_not_hidden(make_bench):
     bench.send('image', stamp_of(0))
     with pytest.raises(WorkerFailed, match='no ink'):
         bench.until(bench.node.finished)
+    assert bench.node._debug.stop(), 'its thread would be reported dead in another test'
 
 
 @pytest.mark.parametrize(

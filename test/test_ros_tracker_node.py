@@ -272,6 +272,7 @@ def test_a_bug_in_the_worker_ends_the_node(make_rig):
     rig.frame(START_NS + 33 * MS)
     with pytest.raises(WorkerFailed, match='ZeroDivisionError: a bug'):
         rig.until(rig.node.finished)
+    assert rig.node._worker.stop(), 'its thread would be reported dead in another test'
 
 
 def test_a_lost_object_is_told_by_state_and_outcome(make_rig):
