@@ -32,6 +32,12 @@ def network_input(images: torch.Tensor, side: int) -> torch.Tensor:
     return (resized - mean) / deviation
 
 
+def nested(inputs: torch.Tensor) -> object:
+    """Images of one size (N, 3, H, W) as the package's NestedTensor, nothing of them padding."""
+    padding = torch.zeros(len(inputs), *inputs.shape[2:], dtype=torch.bool, device=inputs.device)
+    return importlib.import_module('rfdetr.utilities.tensors').NestedTensor(inputs, padding, True)
+
+
 class DetectorStep:
     """One training step per call on fresh images."""
 
@@ -42,9 +48,6 @@ class DetectorStep:
         network = detector.network
         # launching its many small operations takes longer than a GPU needs for them
         self._network: Callable = torch.compile(network) if trainer.settings.compile else network
-        self._nested: Callable = importlib.import_module(
-            'rfdetr.utilities.tensors'
-        ).nested_tensor_from_tensor_list
 
     def __call__(self, progress: float) -> torch.Tensor:
         loss = self.loss(self._sampler.sample())
@@ -57,7 +60,7 @@ class DetectorStep:
         targets = batch.targets()
         kind = inputs.device.type
         with torch.autocast(kind, torch.bfloat16, enabled=kind == 'cuda'):
-            outputs = self._network(self._nested(list(inputs)))
+            outputs = self._network(nested(inputs))
         losses = self._detector.criterion(_in_single(outputs), targets)
         weights: Any = self._detector.criterion.weight_dict
         total = sum(losses[name] * weight for name, weight in weights.items() if name in losses)
@@ -106,12 +109,11 @@ def validate_detector(
     device = world.meshes.device
     sampler = DetectionSampler(world, count, torch.Generator(device).manual_seed(5))
     detector.network.eval()
-    nested = importlib.import_module('rfdetr.utilities.tensors').nested_tensor_from_tensor_list
     found, truth = [], []
     for _ in range(batches):
         batch = sampler.sample()
         inputs = network_input(batch.images, detector.size.resolution)
-        outputs = detector.network(nested(list(inputs)))
+        outputs = detector.network(nested(inputs))
         scores = outputs['pred_logits'][..., : len(CAST)].float().sigmoid()
         found += [*zip(_corners(outputs['pred_boxes'].float()), scores.cpu().numpy(), strict=True)]
         truth += [

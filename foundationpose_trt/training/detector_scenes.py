@@ -184,10 +184,9 @@ class DetectionBatch:
     def targets(self) -> list[dict[str, torch.Tensor]]:
         """Labels and boxes of each image, as RF-DETR's criterion takes them."""
         found = self.classes != NONE
-        return [
-            {'labels': kinds[is_found], 'boxes': boxes[is_found]}
-            for kinds, boxes, is_found in zip(self.classes, self.boxes, found, strict=True)
-        ]
+        counts = found.sum(1).tolist()  # one wait for the device, not two for each image
+        labels, boxes = (values[found].split(counts) for values in (self.classes, self.boxes))
+        return [{'labels': k, 'boxes': b} for k, b in zip(labels, boxes, strict=True)]
 
 
 class DetectionSampler:
