@@ -42,6 +42,7 @@ setup(
         PACKAGE: [
             'weights/*/*.safetensors',
             'weights/*/*.json',
+            'weights/*/*.onnx',
             'weights/*/*.md',
             'ros/*.xml',
         ]

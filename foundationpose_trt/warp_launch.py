@@ -12,6 +12,8 @@ from typing import Any
 import torch
 import warp as wp
 
+from .cuda_streams import handle_of_current_stream, index_of
+
 wp.config.log_level = wp.LOG_ERROR  # its banner is not for our users; errors still show
 
 _lock = threading.Lock()  # two threads that start Warp at once would each make a runtime
@@ -132,8 +134,8 @@ class RecordedLaunch:
 def _warp_device(device: torch.device) -> wp.Device:
     """Return Warp's device; of CUDA without a number, as torch allows, the current one."""
     _start_warp()
-    if device.type == 'cuda' and device.index is None:
-        device = torch.device('cuda', torch.cuda.current_device())
+    if device.type == 'cuda':
+        device = torch.device('cuda', index_of(device))
     return wp.device_from_torch(device)
 
 
@@ -141,11 +143,9 @@ def stream_of(device: torch.device) -> wp.Stream | None:
     """Return torch's current stream for recorded launches; None on a CPU."""
     if device.type != 'cuda':
         return None
-    quick = getattr(torch._C, '_cuda_getCurrentRawStream', None)  # what Triton launches by
-    if quick is not None and device.index is not None:
-        known = _streams.get((device.index, quick(device.index)))
-        if known is not None:
-            return known
+    known = _streams.get((index_of(device), handle_of_current_stream(device)))
+    if known is not None:
+        return known
     _start_warp()
     return _warp_stream(torch.cuda.current_stream(device))
 

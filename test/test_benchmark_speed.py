@@ -108,14 +108,34 @@ def test_rows_of_a_gpu(monkeypatch):
 
 
 def test_what_is_worse():
-    reference = {'add_s_auc': 96.0, 'add_auc': 90.0, 'rotation_deg': 2.0, 'translation_mm': 1.5}
-    assert not is_worse(dict(reference), reference, 50)
-    near = {'add_s_auc': 95.6, 'add_auc': 87.6, 'rotation_deg': 2.2, 'translation_mm': 1.7}
-    assert not is_worse(near, reference, 50)  # one view of 50 may be turned round
-    assert is_worse(near, reference, 400)
-    far = {'add_s_auc': 95.4, 'add_auc': 87.4, 'rotation_deg': 2.4, 'translation_mm': 1.9}
+    def row(views=50, add_s=96.0, add=90.0, more_deg=0.0, more_mm=0.0, of=1):
+        errors = np.linspace(0.5, 10, views)
+        more = np.arange(views) % of == 0
+        by_view = {
+            'rotation_deg': errors + more_deg * more,
+            'translation_mm': errors + more_mm * more,
+        }
+        return {'pose': {'add_s_auc': add_s, 'add_auc': add}, 'by_view': by_view}
+
+    assert not is_worse(row(), row())
+    near = {'add_s': 95.6, 'add': 87.6, 'more_deg': 0.2, 'more_mm': 0.2}
+    assert not is_worse(row(**near), row())  # one view of 50 may be turned round
+    assert is_worse(row(400, **near), row(400))
+    assert not is_worse(row(more_deg=170.0, of=3), row()), 'no median is'
+    far = {'add_s': 95.4, 'add': 87.4, 'more_deg': 0.4, 'more_mm': 0.4}
     for key, value in far.items():
-        assert is_worse({**reference, key: value}, reference, 50)
+        assert is_worse(row(**{key: value}), row())
+
+
+def test_views_without_a_pose_are_as_bad_as_one_another():
+    none = {'rotation_deg': [np.inf, 1.0, 2.0], 'translation_mm': [np.inf, 1.0, 2.0]}
+    pose = {'add_s_auc': 60.0, 'add_auc': 60.0}
+    row = {'pose': pose, 'by_view': none}
+    assert not is_worse(row, row)
+    found = {'pose': pose, 'by_view': {name: [3.0, 1.0, 2.0] for name in none}}
+    assert not is_worse(found, row)
+    lost = {'pose': pose, 'by_view': {name: [3.0, np.inf, np.inf] for name in none}}
+    assert is_worse(lost, found)
 
 
 def test_errors_are_the_tables():
@@ -123,7 +143,7 @@ def test_errors_are_the_tables():
     task = SimpleNamespace(points=points, truth=np.eye(4))
     moved = np.eye(4)
     moved[0, 3] = 0.0195
-    found = accuracy([task, task, task], [moved, moved, None])
+    found = accuracy([task, task, task], [moved, moved, None])['pose']
     assert found['translation_mm'] == pytest.approx(19.5)
     # an ADD of 19.5 mm scores 0.805, no pose 0 (metrics.auc)
     assert found['add_auc'] == pytest.approx(100 * 2 * 0.805 / 3, abs=0.2)

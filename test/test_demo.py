@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,6 +20,7 @@ import trimesh
 import yaml
 from played_rig import render_scene, write_finder
 
+from foundationpose_trt.detection.manifest import SHIPPED, detector_folder
 from foundationpose_trt.pose.mesh import build_mesh
 from foundationpose_trt.tools import demo, demo_report
 from foundationpose_trt.tools.demo_processes import Nodes, parameter_text, private_environment
@@ -266,6 +268,38 @@ def detector(small_scene, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
+    ('asked', 'scene', 'folder'),
+    [
+        (None, None, detector_folder(SHIPPED)),
+        (None, 'scene', None),
+        ('none', None, None),
+        (SHIPPED, 'scene', detector_folder(SHIPPED)),
+        ('/own', None, Path('/own')),
+    ],
+)
+def test_the_shipped_detector_finds_what_is_rendered_here(tmp_path, asked, scene, folder):
+    given = options(tmp_path, detector=asked, scene=scene and tmp_path / scene)
+    assert demo.chosen_detector(given) == folder
+
+
+@pytest.mark.parametrize(
+    ('device', 'on_cuda', 'installed', 'chosen'),
+    [
+        ('cpu', True, True, {'device': 'cpu'}),
+        ('auto', False, True, {'device': 'cpu'}),
+        ('auto', True, False, {'device': 'cpu'}),
+        ('cuda', True, True, {'device': 'cuda', 'build_engines': True}),
+    ],
+)
+def test_the_detector_runs_where_it_can(device, on_cuda, installed, chosen, monkeypatch, capsys):
+    monkeypatch.setattr(demo.torch.cuda, 'is_available', lambda: on_cuda)
+    monkeypatch.setattr(demo, 'installed', lambda backend: installed)
+    assert demo.detector_device(device) == chosen
+    told = 'TensorRT, which is not installed' in capsys.readouterr().out
+    assert told == (device != 'cpu' and on_cuda and not installed)
+
+
+@pytest.mark.parametrize(
     ('detector_at', 'name', 'words'),
     [
         (None, 'can', '--class is for a --detector'),
@@ -276,7 +310,7 @@ def detector(small_scene, tmp_path_factory):
 def test_a_detector_must_know_the_object(
     detector, small_scene, tmp_path, detector_at, name, words
 ):
-    folder = None if detector_at is None else detector.with_name(detector_at)
+    folder = None if detector_at is None else str(detector.with_name(detector_at))
     with pytest.raises(ValueError, match=words):
         demo.run(options(tmp_path, detector=folder, found_class=name, scene=small_scene))
 
@@ -284,7 +318,12 @@ def test_a_detector_must_know_the_object(
 @pytest.mark.ros
 def test_the_object_is_found_by_a_detector(detector, small_scene, tmp_path):
     parsed = options(
-        tmp_path, detector=detector, found_class='can', scene=small_scene, rate=5.0, device='cpu'
+        tmp_path,
+        detector=str(detector),
+        found_class='can',
+        scene=small_scene,
+        rate=5.0,
+        device='cpu',
     )
     assert demo.run(parsed) == 0
     summary = json.loads((parsed.output / 'summary.json').read_text())

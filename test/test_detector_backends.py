@@ -5,13 +5,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from detector_rig import manifest_of, scene, write_fixed
 
 from foundationpose_trt.detection import backends
-from foundationpose_trt.detection.agreement import agreement, require_agreement, sample_inputs
+from foundationpose_trt.detection.agreement import (
+    DisagreementError,
+    agreement,
+    require_agreement,
+    sample_inputs,
+)
 from foundationpose_trt.detection.backends import open_detector
 from foundationpose_trt.detection.manifest import (
     add_file,
@@ -165,3 +171,40 @@ def test_a_half_network_that_was_not_exported_is_made_once_beside_the_engines(tm
     assert port.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
     before = path.stat().st_mtime_ns
     assert opening.path('tensorrt') == path and path.stat().st_mtime_ns == before
+
+
+class Half:
+    """Stands for TensorRT: half engines that compute something else, and those in fp32."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.opened, self.compared, self.noted = [], [], {}
+        monkeypatch.setattr(backends._Opening, 'chosen', lambda _: ('tensorrt', 'it fits'))
+        monkeypatch.setattr(backends, 'TensorRtEngine', self._open)
+        monkeypatch.setattr(backends._Opening, '_compare', self._compare)
+        monkeypatch.setattr(backends, 'read_engine_manifest', self._manifest)
+
+    def _manifest(self, plan):
+        return SimpleNamespace(tolerance=self.noted.get(plan, {}))
+
+    def _open(self, plan, *_, **__):
+        self.opened.append(plan)
+        return SimpleNamespace(plan=plan, manifest=self._manifest(plan))
+
+    def _compare(self, engine, plan):
+        self.compared.append(plan)
+        found = 0.34 if 'fp16' in str(plan) else 1.0
+        self.noted[plan] = {'test_images': {'found': found, 'box': 0.025, 'score': 0.1}}
+
+
+def test_half_that_computes_something_else_gives_way_to_fp32(folder, monkeypatch, caplog):
+    engines = Half(monkeypatch)
+    for _ in range(2):
+        opened = open_detector(folder, 'cuda', 'auto')
+        assert 'fp32' in opened.engine.plan.parts[-3]
+        assert opened.explanation == (
+            'tensorrt (it fits; in fp32, for half computes something else)'
+        )
+        assert 'only 34% are those of the fp32 network' in caplog.text
+    assert len(engines.opened) == 4 and len(engines.compared) == 2, 'the result is kept'
+    with pytest.raises(DisagreementError, match='use precision fp32'):
+        open_detector(folder, 'cuda', 'fp16')

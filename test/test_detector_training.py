@@ -313,3 +313,10 @@ def test_one_stretch_trains_judges_and_exports(tmp_path):
         ColorImage.of_array(sample_image(120, 160))
     )
     assert found.labels is None and len(found.detections) <= NarrowSize().queries
+    judged = tmp_path / 'judged'
+    more = f' --seconds 0 --resume {out}/detector.safetensors --out {judged}'
+    assert cli.main([*words.replace(' --seconds 1', '').split(), *more.split()]) == 0
+    again = read_manifest(judged)
+    assert again.source['steps'] == 0 and 'detector.safetensors' in again.source['steps_before']
+    before, after = ((f / 'detector.safetensors').read_bytes() for f in (out, judged))
+    assert before == after, 'nothing was trained'

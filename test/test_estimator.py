@@ -147,7 +147,7 @@ def test_symmetries_thin_the_grid(symmetries, count):
     ('schedule', 'refined', 'scored'),
     [
         (FULL_SCHEDULE, 252 * 5, [252]),
-        (PRUNED_SCHEDULE, 252 + 64 + 3 * 32, [64, 32]),
+        (PRUNED_SCHEDULE, 252 + 96 + 64 + 2 * 16, [64, 16]),
         ((RegisterStage(0, 300), RegisterStage(0, 1)), 0, [252, 252]),
     ],
     ids=['full', 'pruned', 'keeps at most all'],

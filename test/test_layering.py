@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / 'foundationpose_trt'
-BASE = {'datatypes', 'latency', 'geometry', 'warp_launch'}
+BASE = {'datatypes', 'latency', 'geometry', 'warp_launch', 'cuda_streams'}
 MAY_IMPORT = {  # part -> other parts it may import
     'datatypes': set(),
     'latency': set(),
     'geometry': {'datatypes'},
-    'warp_launch': set(),
-    'runtime': {'datatypes'},
+    'cuda_streams': set(),
+    'warp_launch': {'cuda_streams'},
+    'runtime': {'datatypes', 'cuda_streams'},
     'detection': BASE | {'runtime'},
     'pose': BASE | {'runtime'},
     'scenes': BASE | {'pose'},

@@ -24,11 +24,11 @@ def patch_of(*places_m: tuple[float, float, float]) -> Patch:
     return neighbourhood(at(*places_m), CAMERA, np.full(len(places_m), DIAMETER_M))
 
 
-def test_it_is_two_diameters_wide_and_what_the_filters_read():
+def test_it_is_1_6_diameters_wide_and_what_the_filters_read():
     x, y, z = 0.05, -0.02, 0.8
     patch = patch_of((x, y, z))
     u, v = 580.0 * x / z + 321.5, 575.0 * y / z + 243.25
-    reach = 580.0 * 1.0 * DIAMETER_M / z
+    reach = 580.0 * 0.8 * DIAMETER_M / z
     assert patch.x == round(u - reach) - 4 and patch.y == round(v - reach) - 4
     assert patch.x + patch.width == round(u + reach) + 5
     assert patch.y + patch.height == round(v + reach) + 5
@@ -56,15 +56,18 @@ def test_of_what_is_not_in_the_image_it_is_in_the_image(place_m):
     assert seen.shape == (patch.height, patch.width, 3)
 
 
-def test_a_refiners_window_stays_inside_after_nearly_four_tenths_of_a_diameter():
+@pytest.mark.parametrize(
+    ('ratio', 'moved_diameters'), [(1.2, 0.18), (1.0, 0.28)], ids=['refiner', 'object']
+)
+def test_a_window_stays_inside_after_a_move(ratio, moved_diameters):
     rng = np.random.default_rng(0)
     for _ in range(200):
         place = rng.uniform((-0.3, -0.2, 0.5), (0.3, 0.2, 1.5))
         patch = patch_of(place)
         moved = torch.tensor(place[None])
-        moved[0, :2] += torch.tensor(rng.choice([-0.38, 0.38], 2) * DIAMETER_M)
+        moved[0, :2] += torch.tensor(rng.choice([-1, 1], 2) * moved_diameters * DIAMETER_M)
         k = torch.tensor([[CAMERA.fx, CAMERA.fy, CAMERA.cx, CAMERA.cy]])
-        left, top, width, height = crop_windows(moved, k, torch.tensor([DIAMETER_M]), 1.2)[0]
+        left, top, width, height = crop_windows(moved, k, torch.tensor([DIAMETER_M]), ratio)[0]
         low = np.maximum([left - 1, top - 1], 0)  # old kornia's shift is half a pixel
         high = np.minimum([left + width, top + height], [CAMERA.width - 1, CAMERA.height - 1])
         first = np.array([patch.x, patch.y])

@@ -22,7 +22,7 @@ from ros_contexts import begin_context, end_context
 from foundationpose_trt.ros.dds import PROFILE_PATH, profile_variables
 from foundationpose_trt.ros.detector_parameters import DetectorParameters
 from foundationpose_trt.ros.parameters import declare
-from foundationpose_trt.ros.pipeline_node import DETECTOR, TRACKER, sections
+from foundationpose_trt.ros.pipeline_node import DETECTOR, TRACKER, common, sections
 from foundationpose_trt.ros.player_parameters import PlayerParameters
 from foundationpose_trt.ros.tracker_parameters import TrackerParameters
 
@@ -294,5 +294,7 @@ def test_every_node_named_is_one_with_arguments_of_its_own():
         (TRACKER, ['--ros-args', '-r', '__ns:=/left', '-p', 'c:=3']),
         (TRACKER, ['--ros-args', '-r', '__ns:=/right']),
     ]
+    assert common(words) == ['exe', '--ros-args', '-p', 'd:=4']
+    assert common(['exe', '-r', 'a:=b']) == ['exe', '-r', 'a:=b']
     both = [(DETECTOR, ['--ros-args']), (TRACKER, ['--ros-args'])]
     assert sections(['exe', '--ros-args', '-p', 'd:=4']) == sections(['exe']) == both

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 
-from ..datatypes import require
 from ..runtime.engine import Engine
 from ..runtime.session import Session
 from .manifest import DetectorManifest
@@ -67,12 +68,16 @@ def _queries(manifest: DetectorManifest, engine: Engine, image: torch.Tensor) ->
     return torch.cat([boxes, scores], 1).nan_to_num(nan=1e3).cpu().numpy()
 
 
-def require_agreement(name: str, found: dict[str, float]) -> None:
-    """Raise ValueError when too little of the reference's result is there."""
-    require(
-        found['found'] >= LEAST_FOUND,
-        f'{name}: of the best {BEST} queries on test images only {found["found"]:.0%} are those of'
-        f' the fp32 network (boxes apart by {found["box"]:.3g} of the side), at least'
-        f' {LEAST_FOUND:.0%} must be: the engine computes something else; use precision fp32, or'
-        ' backend torchscript, and report it with the .log file',
-    )
+class DisagreementError(ValueError):
+    """An engine computes something else than its network."""
+
+
+def require_agreement(name: str, found: Mapping[str, float]) -> None:
+    """Raise DisagreementError when too little of the reference's result is there."""
+    if found['found'] < LEAST_FOUND:
+        raise DisagreementError(
+            f'{name}: of the best {BEST} queries on test images only {found["found"]:.0%} are'
+            f' those of the fp32 network (boxes apart by {found["box"]:.3g} of the side), at least'
+            f' {LEAST_FOUND:.0%} must be: the engine computes something else; use precision fp32,'
+            ' or backend torchscript, and report it with the .log file'
+        )

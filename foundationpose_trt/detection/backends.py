@@ -21,11 +21,12 @@ from ..runtime.choice import (
 )
 from ..runtime.engine import Engine
 from ..runtime.engine_manifest import Platform, check_engine, record_tolerance
+from ..runtime.engine_manifest import read_manifest as read_engine_manifest
 from ..runtime.onnx_engine import OnnxEngine
 from ..runtime.specs import BATCH, TensorSpec
 from ..runtime.tensorrt_engine import TensorRtEngine
 from ..runtime.torch_engine import load_torchscript
-from .agreement import agreement, require_agreement
+from .agreement import DisagreementError, agreement, require_agreement
 from .half import write_half
 from .manifest import DYNAMIC, DetectorManifest, ModelFile, checked_path, read_manifest
 
@@ -71,7 +72,7 @@ def open_detector(
         engine = opening.torchscript(reason)
     else:
         engine = opening.tensorrt(backend, progress)
-    return OpenedDetector(opening.manifest, engine, f'{backend} ({reason})')
+    return OpenedDetector(opening.manifest, engine, f'{backend} ({reason}{opening.remark})')
 
 
 class _Opening:
@@ -83,6 +84,7 @@ class _Opening:
         self.manifest = read_manifest(folder)
         self._folder, self._device = folder, device
         self._asked, self._choice = precision, choice
+        self.remark = ''  # for the explanation, of what came otherwise
 
     def chosen(self) -> tuple[str, str]:
         """Return the back end and why."""
@@ -202,7 +204,20 @@ class _Opening:
         )
 
     def tensorrt(self, backend: str, progress: Progress | None) -> Engine:
-        """Open the engine, built first where that is allowed; compared before its first use."""
+        """Open the engine, built first where that is allowed; compared before its first use.
+
+        Where half was not asked for and computes something else, the engine in fp32.
+        """
+        try:
+            return self._compared(backend, progress)
+        except DisagreementError as error:
+            if self._asked != 'auto' or self.precision_on(backend) != 'fp16':
+                raise
+            logger.warning('%s; precision is auto, so it runs in fp32', error)
+            self._asked, self.remark = 'fp32', '; in fp32, for half computes something else'
+            return self._compared(backend, progress)
+
+    def _compared(self, backend: str, progress: Progress | None) -> Engine:
         plan, onnx = self.plan(backend), self.path(backend)
         if self._choice.build:
             free = self._source(backend).batch == DYNAMIC
@@ -211,19 +226,20 @@ class _Opening:
             ensure_engine(onnx, plan, options, report)
         engine = TensorRtEngine(plan, self._device, onnx, backend=backend, remedy=BUILD_IT)
         if not engine.manifest.tolerance:
-            self._check(engine, plan)
+            self._compare(engine, plan)
+        known = read_engine_manifest(plan).tolerance
+        if 'test_images' in known:
+            require_agreement(plan.name, known['test_images'])
         return engine
 
-    def _check(self, engine: TensorRtEngine, plan: Path) -> None:
-        """Compare with ONNX Runtime's result of the fp32 file, once."""
+    def _compare(self, engine: TensorRtEngine, plan: Path) -> None:
+        """Note how far the result is ONNX Runtime's of the fp32 file, once."""
         file = self.manifest.find('onnx', 'fp32')
         if file is None or importlib.util.find_spec('onnxruntime') is None:
             logger.warning('%s is not compared: that needs onnxruntime and an fp32 file', plan)
             return
         reference = OnnxEngine(checked_path(self._folder, file))
-        found = agreement(self.manifest, engine, reference)
-        require_agreement(plan.name, found)
-        record_tolerance(plan, {'test_images': found})
+        record_tolerance(plan, {'test_images': agreement(self.manifest, engine, reference)})
 
 
 def _named(progress: Progress) -> Callable[[float, str], None]:

@@ -9,6 +9,10 @@ from .postprocess import Detections, instance_masks
 
 CORE_SHARE = 0.5  # of a box's sides: where mostly the object is
 DEFAULT_BAND_M = 0.15
+GAP_M = 0.02  # between layers of depth
+FLYING_SHARE = 0.005  # of the pixels: fewer, over half a gap, lie between surfaces
+LAYER_SHARE = 0.3  # of the pixels, at least: an object has layers of its own
+SIDE_SHARE = 0.15  # of a side, which a box may be too large by
 
 
 def best_of_each(detections: Detections, objects: list[int]) -> dict[int, int]:
@@ -69,11 +73,68 @@ def box_slices(box_px: np.ndarray, size: tuple[int, int]) -> tuple[slice, slice]
     return slice(low[1], high[1]), slice(low[0], high[0])
 
 
+def layers(values_m: np.ndarray) -> list[np.ndarray]:
+    """Split sorted depths (N,) where hardly any lie over GAP_M; what holds few is left out."""
+    bins = np.arange(values_m[0], values_m[-1] + 2 * GAP_M, GAP_M / 2)
+    counts, _ = np.histogram(values_m, bins)
+    filled = np.flatnonzero(counts > FLYING_SHARE * len(values_m))
+    if len(filled) == 0:
+        return [values_m]
+    first = filled[np.r_[True, np.diff(filled) > 2]]
+    last = filled[np.r_[np.diff(filled) > 2, True]]
+    starts = np.searchsorted(values_m, bins[first])
+    ends = np.searchsorted(values_m, bins[last + 1])
+    parts = [values_m[a:b] for a, b in zip(starts, ends, strict=True)]
+    return [part for part in parts if len(part) >= LAYER_SHARE * len(values_m)] or [values_m]
+
+
+def _chosen_layer(depth_m: np.ndarray, parts: list[np.ndarray], band_m: float) -> np.ndarray:
+    """The layer (N,) of the middle of a box (h, w) that is the object's.
+
+    The largest, unless it lies before another that fits the box better. What a layer has outside
+    the middle may be half a band from there, but not in another layer.
+    """
+    lows = [0.0, *(part[-1] for part in parts[:-1])]
+    highs = [*(part[0] for part in parts[1:]), np.inf]
+    reaching = []
+    for part, low, high in zip(parts, lows, highs, strict=True):
+        nearest = max(low, min(part[0], np.median(part) - band_m / 2))
+        farthest = min(high, max(part[-1], np.median(part) + band_m / 2))
+        reaching.append(reaches_all_sides((depth_m > nearest) & (depth_m < farthest)))
+    largest = max(range(len(parts)), key=lambda k: len(parts[k]))
+    fitting = [
+        part
+        for part, reaches in zip(parts[largest + 1 :], reaching[largest + 1 :], strict=True)
+        if reaches and not fills_corners((depth_m >= part[0]) & (depth_m <= part[-1]))
+    ]
+    return max([] if reaching[largest] else fitting, key=len, default=parts[largest])
+
+
+def reaches_all_sides(inside: np.ndarray) -> bool:
+    """Whether pixels (h, w) bool of a box come near each of its sides."""
+    for axis in (0, 1):
+        hit = np.asarray(inside.any(axis))
+        at, margin = np.flatnonzero(hit), SIDE_SHARE * len(hit)
+        if len(at) == 0 or at[0] > margin or at[-1] < len(hit) - 1 - margin:
+            return False
+    return True
+
+
+def fills_corners(inside: np.ndarray) -> bool:
+    """Whether pixels (h, w) bool are most of three corners of a box, as of what lies behind."""
+    height, width = (max(round(SIDE_SHARE * side), 1) for side in inside.shape)
+    ends = slice(None, height), slice(-height, None)
+    corners = [inside[rows, side] for rows in ends for side in (slice(width), slice(-width, None))]
+    return sum(corner.mean() > 0.5 for corner in corners) >= 3
+
+
 def in_band(depth_m: np.ndarray, band_m: float) -> np.ndarray:
     """Pixels (h, w) bool of a box in the band of depth, band_m deep, around what fills its middle.
 
     What fills it: the surfaces within one such band that are most of the middle, the nearest of
-    equally many. Nothing, where the middle has no valid depth.
+    equally many. Where something passes in front of the object and fills the middle, the layer
+    behind it that reaches all sides of the box: the box is drawn around what is seen of the
+    object. Nothing, where the middle has no valid depth.
     """
     height, width = depth_m.shape
     margin_y, margin_x = (round(side * (1 - CORE_SHARE) / 2) for side in (height, width))
@@ -81,6 +142,9 @@ def in_band(depth_m: np.ndarray, band_m: float) -> np.ndarray:
     values = np.sort(core[(core > 0) & np.isfinite(core)], axis=None)
     if len(values) == 0:
         return np.zeros(depth_m.shape, bool)
+    parts = layers(values)
+    if len(parts) > 1:
+        values = _chosen_layer(depth_m, parts, band_m)
     ends = np.searchsorted(values, values + band_m, side='right')
     first = np.argmax(ends - np.arange(len(values)))
     center = np.median(values[first : ends[first]])

@@ -16,6 +16,8 @@ FILE = 'detector.json'
 RESIZE = 'stretch, bilinear, half-pixel centres, no antialias'  # preprocess.py, the only rule
 KINDS = ('onnx', 'torchscript')
 DYNAMIC = 'dynamic'
+SHIPPED_FOLDER = Path(__file__).parents[1] / 'weights'
+SHIPPED = 'demo_detector'  # knows the objects of synthesis.cast
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,13 @@ def add_file(manifest: DetectorManifest, file: ModelFile) -> DetectorManifest:
     key = (file.kind, file.precision, file.device)
     kept = [f for f in manifest.files if (f.kind, f.precision, f.device) != key]
     return replace(manifest, files=(*kept, file))
+
+
+def detector_folder(name_or_dir: str) -> Path:
+    """Return the folder of a detector: of the one that ships, by its name, or the path given."""
+    if name_or_dir == SHIPPED:
+        return SHIPPED_FOLDER / SHIPPED
+    return Path(name_or_dir).expanduser()
 
 
 def read_manifest(folder: Path) -> DetectorManifest:

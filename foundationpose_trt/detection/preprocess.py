@@ -17,7 +17,7 @@ import torch
 import warp as wp
 
 from ..datatypes import require
-from ..warp_launch import as_warp, launch
+from ..warp_launch import RecordedLaunch, as_warp, stream_of
 from .images import LAYOUTS, MONO, RGB, RGBA, UYVY, YUYV, ColorImage
 from .manifest import DetectorManifest
 
@@ -113,6 +113,10 @@ def write_normalized(
         out[0, c, j, i] = out.dtype(blended[c] * factor[c] + offset[c])
 
 
+for _dtype in (wp.float32, wp.float16):  # before the first launch: each would build all anew
+    wp.overload(write_normalized, {'out': wp.array4d(dtype=_dtype)})
+
+
 class Preprocessor(Protocol):
     """Writes images of any size into a network's input. Not thread-safe."""
 
@@ -140,31 +144,47 @@ class KernelPreprocessor:
         self._device = device
         factor, offset = _factor_and_offset(manifest)
         self._factor, self._offset = wp.vec3(*factor), wp.vec3(*offset)
+        self._shape: tuple[int, ...] = ()  # of the last image: size in bytes and the rest
         self._staging = torch.empty(0, dtype=torch.uint8)
         self._sent = torch.empty(0, dtype=torch.uint8, device=device)
         self._source = Source()
+        self._out: torch.Tensor | None = None  # that the launch was recorded for
+        self._launch: RecordedLaunch | None = None
 
     def upload(self, image: ColorImage) -> None:
         """Send the bytes; asynchronous."""
-        size = len(image.data)
-        if len(self._staging) < size:
-            on_cuda = self._device.type == 'cuda'
-            self._staging = torch.empty(size, dtype=torch.uint8, pin_memory=on_cuda)
-            self._sent = self._staging.to(self._device)
-        np.copyto(self._staging.numpy()[:size], image.data)
+        shape = (len(image.data), image.height, image.width, image.step, image.layout)
+        if shape != self._shape:
+            self._prepare(shape)
+        np.copyto(self._staging.numpy(), image.data)
         if self._sent is not self._staging:
-            self._sent[:size].copy_(self._staging[:size], non_blocking=True)
-        self._source.data = as_warp(self._sent[:size])
-        self._source.height, self._source.width = image.height, image.width
-        self._source.step, self._source.layout = image.step, image.layout
+            self._sent.copy_(self._staging, non_blocking=True)
+
+    def _prepare(self, shape: tuple[int, ...]) -> None:
+        """Take images of another kind from now on; the last of the old kind is on the host."""
+        size, height, width, step, layout = self._shape = shape
+        on_cuda = self._device.type == 'cuda'
+        self._staging = torch.empty(size, dtype=torch.uint8, pin_memory=on_cuda)
+        self._sent = self._staging.to(self._device)
+        self._source = Source()
+        self._source.data = as_warp(self._sent)
+        self._source.height, self._source.width = height, width
+        self._source.step, self._source.layout = step, layout
+        self._launch = None
 
     def write(self, out: torch.Tensor) -> None:
         """Fill out (1, 3, H, W), fp32 or fp16, on the device; asynchronous."""
-        _require_input(out)
+        if self._launch is None or out is not self._out:
+            _require_input(out)
+            self._launch, self._out = self._recorded(out), out
+        self._launch((out.shape[2], out.shape[3]), stream_of(self._device))
+
+    def _recorded(self, out: torch.Tensor) -> RecordedLaunch:
+        """Prepare the launch, which otherwise takes longer than the kernel."""
         height, width = out.shape[2:]
         scale = wp.vec2(self._source.height / height, self._source.width / width)
         arguments = [self._source, self._factor, self._offset, scale, as_warp(out)]
-        launch(write_normalized, (height, width), arguments, self._device)
+        return RecordedLaunch(write_normalized, (height, width), arguments, self._device)
 
 
 class CpuPreprocessor:

@@ -34,7 +34,7 @@ from .track_pass import TrackPass, run_pass
 from .views import ViewWriter
 from .weights import PoseNetworks
 
-CPU_CHUNK = 16
+CPU_CHUNK, CUDA_CHUNK = 16, 126  # larger batches leave a CPU's cache, or only take memory
 NEAREST_M = 1e-3  # a pose nearer to the camera's plane cannot be drawn
 BLANK_DIAMETERS = 3.0  # how far away warm_up() puts an object
 
@@ -113,7 +113,7 @@ class PoseEstimator:
 
     def _crops_at_once(self, settings: Sequence[EstimatorSettings]) -> int:
         most = max(len(start_rotations(one.symmetries)) for one in settings)
-        by_device = CPU_CHUNK if self.device.type == 'cpu' else most
+        by_device = CPU_CHUNK if self.device.type == 'cpu' else CUDA_CHUNK
         return max(min(settings[0].chunk or by_device, most), len(self.meshes))
 
     def warm_up(self, intrinsics: CameraIntrinsics) -> None:

@@ -29,9 +29,14 @@ class RegisterStage:
 
 # The published schedule: five refinements of all 252, one scoring (foundationpose.md §3.5).
 FULL_SCHEDULE = (RegisterStage(5, 252),)
-# After one refinement depth tells three quarters of the hypotheses to be wrong, after two the
-# scorer half of the rest: a third of the cost, the same errors (README, Accuracy).
-PRUNED_SCHEDULE = (RegisterStage(1, 64, 'depth'), RegisterStage(1, 32), RegisterStage(3, 32))
+# Depth tells most of the hypotheses to be wrong after one refinement and more after two, the
+# scorer the rest after three: four tenths of the cost, the same errors (docs/performance.md).
+PRUNED_SCHEDULE = (
+    RegisterStage(1, 96, 'depth'),
+    RegisterStage(1, 64, 'depth'),
+    RegisterStage(1, 16),
+    RegisterStage(2, 16),
+)
 
 SHARED = ('chunk', 'cuda_graph_cache_capacity')  # by the objects of one estimator
 
@@ -40,8 +45,8 @@ SHARED = ('chunk', 'cuda_graph_cache_capacity')  # by the objects of one estimat
 class EstimatorSettings:
     """Choices of one estimator for one object. Depths in metres.
 
-    chunk: hypotheses of a registration that go through the networks at once; 0 takes all on CUDA
-    and 16 on a CPU, where larger batches leave the cache. Tracked objects are always one batch.
+    chunk: hypotheses of a registration that go through the networks at once; 0 takes 126 on CUDA,
+    half of them all, and 16 on a CPU. Tracked objects are always one batch.
     """
 
     schedule: tuple[RegisterStage, ...] = FULL_SCHEDULE

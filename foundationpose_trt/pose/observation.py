@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ..cuda_streams import current_stream
 from ..datatypes import Frame
 from ..runtime.stage_timer import StageTimer
 from .crop_pass import PassImages
@@ -86,7 +87,7 @@ class Uploader:
             self._result = torch.empty(len(values), pin_memory=True)
         self._result[: len(values)].copy_(values, non_blocking=True)
         done = torch.cuda.Event()
-        done.record(torch.cuda.current_stream(self._device))
+        done.record(current_stream(self._device))
         done.synchronize()
         return self._result[: len(values)].numpy().copy()
 

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 import warp as wp
 
+from ..cuda_streams import current_stream
 from ..datatypes import CameraIntrinsics, Frame
 from ..runtime.capture import CAPTURING
 from ..runtime.stage_timer import StageTimer
-from ..warp_launch import RecordedLaunch, as_warp
+from ..warp_launch import RecordedLaunch, as_warp, pinned_as_warp
 from . import track_kernels as kernels
 from .crop_pass import COUNTS, POSE, CropPass, Crops, PassImages, Refine
 from .depth import erode, smooth, spatial_weights
@@ -24,26 +25,32 @@ from .mesh_bank import MeshBank
 from .patch import Patch, neighbourhood
 
 HEADER = len(kernels.HEADER)
-STEP_PX = 4096  # of the filters' launches: a patch that grows by less needs no other one
+STEP = 4096  # of launches: a patch that grows by less needs no other one
+WORD = 4  # bytes that a thread fetches
 
 
 class _Staged:
-    """A buffer of the device and the pinned one that is copied into it; on a CPU they are one."""
+    """A buffer of the device and the pinned one that it is filled from; on a CPU they are one.
+
+    A kernel fetches over the bus: enqueuing a copy takes the host longer than launching that.
+    """
 
     def __init__(self, count: int, dtype: torch.dtype, device: torch.device) -> None:
-        pinned = device.type == 'cuda'
-        self.staging = torch.zeros(count, dtype=dtype, pin_memory=pinned)
-        self.values = self.staging.numpy()
-        self.on_device = torch.zeros(count, dtype=dtype, device=device) if pinned else self.staging
-        self._sent = (self.on_device, self.staging)  # last time: slicing takes microseconds
+        size, is_cuda = torch.empty(0, dtype=dtype).itemsize, device.type == 'cuda'
+        self._words = -(-count * size // WORD)
+        self._per_word = WORD // size
+        staging = torch.zeros(self._words, pin_memory=is_cuda)
+        words = torch.zeros(self._words, device=device) if is_cuda else staging
+        self._held = (staging, words)
+        self.values = staging.numpy().view(torch.empty(0, dtype=dtype).numpy().dtype)
+        self.on_device = words.view(dtype)[:count]
+        both = [pinned_as_warp(staging, device), as_warp(words)]
+        self._fetch = RecordedLaunch(kernels.fetch, (self._words,), both, device)
 
-    def send(self, count: int) -> None:
-        """Copy the first values, asynchronously."""
-        if self.on_device is self.staging:
-            return
-        if len(self._sent[0]) != count:
-            self._sent = self.on_device[:count], self.staging[:count]
-        self._sent[0].copy_(self._sent[1], non_blocking=True)
+    def send(self, count: int, stream: wp.Stream | None) -> None:
+        """Bring the first values to the device, asynchronously."""
+        if self._held[0] is not self._held[1]:
+            self._fetch((in_steps(-(-count // self._per_word), self._words),), stream)
 
 
 class TrackPass:
@@ -152,15 +159,15 @@ class TrackPass:
     def _send_depth(self, frame: Frame, patch: Patch) -> None:
         packed = self._depth.values[: patch.pixels].reshape(patch.height, patch.width)
         np.copyto(packed, patch.of(frame.depth_m))  # the filters know invalid depth
-        self._depth.send(patch.pixels)
+        self._depth.send(patch.pixels, self._pass.stream)
 
     def _send_colors(self, frame: Frame, patch: Patch) -> None:
         packed = self._rgb.values[: 3 * patch.pixels].reshape(patch.height, patch.width, 3)
         np.copyto(packed, patch.of(frame.rgb))
-        self._rgb.send(3 * patch.pixels)
+        self._rgb.send(3 * patch.pixels, self._pass.stream)
 
     def _filter(self, patch: Patch) -> None:
-        threads = min(self.size[0] * self.size[1], -(-patch.pixels // STEP_PX) * STEP_PX)
+        threads = in_steps(patch.pixels, self.size[0] * self.size[1])
         self._erode((1, threads), self._pass.stream)
         self._smooth((1, threads), self._pass.stream)
 
@@ -185,10 +192,15 @@ class TrackPass:
             return self._pass.results[:n].numpy().copy()
         # all of them: slicing takes longer
         self._results_host.copy_(self._pass.results, non_blocking=True)
-        self._done.record(torch.cuda.current_stream(self._device))
+        self._done.record(current_stream(self._device))
         self._done.synchronize()
         self._is_open = False
         return self._results_host[:n].numpy().copy()
+
+
+def in_steps(count: int, most: int) -> int:
+    """Return a count rounded up to whole steps, as long as there are as many."""
+    return min(most, -(-count // STEP) * STEP)
 
 
 def run_pass(

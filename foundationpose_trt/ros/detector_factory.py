@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import NamedTuple
 
 from foundationpose_trt.detection.backends import Progress, open_detector
 from foundationpose_trt.detection.detector import Detector, DetectorSettings
+from foundationpose_trt.detection.manifest import detector_folder
 from foundationpose_trt.ros.build_choices import backend_choice, choose_device, naming
 from foundationpose_trt.ros.detector_parameters import DetectorParameters
 
@@ -25,7 +25,7 @@ def build_detector(
 
     report is called while an engine is built.
     """
-    folder = Path(parameters.model).expanduser()
+    folder = detector_folder(parameters.model)
     device = choose_device(parameters.device)
     with naming(f"model '{folder}' (backend {parameters.backend})"):
         opened = open_detector(

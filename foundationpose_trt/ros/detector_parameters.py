@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from foundationpose_trt.detection.backends import BACKENDS
 from foundationpose_trt.detection.label_image import DEFAULT_BAND_M
+from foundationpose_trt.detection.manifest import SHIPPED
 from foundationpose_trt.ros.camera_parameters import CameraNodeParameters
 from foundationpose_trt.ros.parameters import check_values, parameter
 
@@ -15,8 +16,8 @@ class DetectorParameters(CameraNodeParameters):
     """Values in force for one run of detector_node. Raises ValueError naming what is wrong."""
 
     model: str = parameter(
-        '', 'folder of a detector (detector.json), made by foundationpose-trt export detector;'
-        ' required',
+        '', 'folder of a detector (detector.json), made by foundationpose-trt export detector, or'
+        f' {SHIPPED}, which ships and knows the six objects of the demo; required',
     )  # fmt: skip
     classes: tuple[str, ...] = parameter((), 'classes to report; empty: all that the model knows')
     objects: tuple[str, ...] = parameter(

@@ -38,6 +38,17 @@ def sections(arguments: Sequence[str]) -> list[tuple[str, list[str]]]:
     return found or [(DETECTOR, [ROS_ARGUMENTS]), (TRACKER, [ROS_ARGUMENTS])]
 
 
+def common(arguments: Sequence[str]) -> list[str]:
+    """Return the words that are for all nodes; rcl takes name:=value anywhere for a remapping."""
+    found: list[str] = []
+    inside = False
+    for word in arguments:
+        inside = word in (DETECTOR, TRACKER) or (inside and word != ROS_ARGUMENTS)
+        if not inside:
+            found.append(word)
+    return found
+
+
 def maker(part: str, arguments: list[str]) -> Callable[[], RunnableNode]:
     """Return what makes one node; the parameters of the other kind are no misspellings."""
     if part == DETECTOR:
@@ -48,7 +59,7 @@ def maker(part: str, arguments: list[str]) -> Callable[[], RunnableNode]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `ros2 run foundationpose_trt pipeline_node`."""
     words = sys.argv if arguments is None else arguments
-    return run_nodes(NAME, [maker(*section) for section in sections(words)], arguments)
+    return run_nodes(NAME, [maker(*section) for section in sections(words)], common(words))
 
 
 if __name__ == '__main__':

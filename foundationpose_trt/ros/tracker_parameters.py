@@ -59,7 +59,7 @@ class TrackerParameters(CameraNodeParameters):
     )  # fmt: skip
     register_chunk: int = parameter(
         0, 'hypotheses that go through the networks at once when registering: fewer need less'
-        ' memory and take longer; 0: all on CUDA, 16 on a CPU', '', (0, 252),
+        ' memory and take longer; 0: 126 on CUDA, 16 on a CPU', '', (0, 252),
     )  # fmt: skip
     refine_iterations: int = parameter(
         5,

@@ -30,7 +30,7 @@ from .tensorrt_log import ErrorList
 
 BACKENDS = ('auto', 'tensorrt', 'tensorrt_rtx')
 PRECISIONS = ('auto', 'fp32', 'tf32', 'fp16')
-DEFAULT_BATCHES = (1, 64, 252)  # track one, score a pruned set, register with all hypotheses
+DEFAULT_BATCHES = (1, 8, 64, 126)  # track one, or some; register pruned, or half of all at once
 # What RTX builds for when told nothing (its documentation, "CPU-Only AOT"); 9.0 is not among them.
 RTX_CAPABILITIES = ('8.0', '8.6', '8.9', '12.0+')
 ENGINE_SUFFIX = '.engine'

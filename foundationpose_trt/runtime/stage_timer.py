@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from ..cuda_streams import current_stream
+
 PENDING = 4  # measurements that may be unread; the oldest is given up for the next
 
 
@@ -28,14 +30,14 @@ class StageTimer:
     def __enter__(self) -> StageTimer:
         if self._on_cuda:
             self._begun = self._free_pair()
-            self._begun[0].record(torch.cuda.current_stream(self._device))
+            self._begun[0].record(current_stream(self._device))
         else:
             self._begun = time.perf_counter()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._on_cuda:
-            self._begun[1].record(torch.cuda.current_stream(self._device))
+            self._begun[1].record(current_stream(self._device))
             self._pending.append(self._begun)
         else:
             self._last_ms = (time.perf_counter() - self._begun) * 1e3

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..cuda_streams import handle_of_current_stream
 from ..datatypes import require
 from .build import platform_of
 from .engine_manifest import check_engine, read_manifest, rebuild_command
@@ -44,7 +45,7 @@ class TensorRtExecution:
         On the default stream TensorRT synchronises the device, so use another. Raises
         RuntimeError when TensorRT cannot launch.
         """
-        stream = torch.cuda.current_stream(self._engine.device).cuda_stream
+        stream = handle_of_current_stream(self._engine.device)
         if not self._context.execute_async_v3(stream):
             raise RuntimeError(f'{self._engine.name}: TensorRT could not launch the network')
         return self.outputs

@@ -81,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ' changing what they compute',
     )
     pose.add_argument(
-        '--batches', type=int, nargs='+', default=[1, 64, 252] if on_cuda else [1, 16]
+        '--batches', type=int, nargs='+', default=[1, 64, 126] if on_cuda else [1, 16]
     )
     parser.add_argument(
         '--repeats',
@@ -98,7 +98,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--json', type=Path, metavar='FILE')
     detector = parser.add_argument_group('detector')
     detector.add_argument(
-        '--model', type=Path, metavar='DIR', help='exported detector; default: random weights'
+        '--model', metavar='NAME|DIR', help='exported detector; default: random weights'
     )
     detector.add_argument(
         '--size', default='nano', choices=list(SIZES), help='of random weights, which need rfdetr'

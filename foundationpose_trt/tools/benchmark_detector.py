@@ -26,7 +26,7 @@ from ..detection.export import (
     reference_model,
 )
 from ..detection.images import ColorImage
-from ..detection.manifest import DetectorManifest, read_manifest
+from ..detection.manifest import DetectorManifest, detector_folder, read_manifest
 from ..runtime.choice import BackendChoice, default_folder
 from ..runtime.tensorrt_api import installed
 from .rungs import Rung
@@ -60,7 +60,8 @@ def run_detector(options: argparse.Namespace) -> dict[str, Any]:
         f'--heights {options.heights} and --repeats {options.repeats} must be at least 1',
     )
     on_cuda = torch.cuda.is_available()
-    folder = options.model or random_model(options, on_cuda)
+    given = options.model and detector_folder(options.model)
+    folder = given or random_model(options, on_cuda)
     manifest = read_manifest(folder)
     images = {height: image_of(height) for height in options.heights}
     words = options.only or ['']

@@ -207,12 +207,11 @@ def _run(
     ]
     good = [row for row in rows if 'failed' not in row]
     require(len(good) > 0, f'nothing could be measured: {rows}')
-    first = good[0]['pose']
     content = {
         'weights': options.weights,
         'views': len(tasks),
         'rows': rows,
-        'worse': [row['name'] for row in good[1:] if is_worse(row['pose'], first, len(tasks))],
+        'worse': [row['name'] for row in good[1:] if is_worse(row, good[0])],
         'failed': [row['name'] for row in rows if 'failed' in row],
     }
     return content, chosen
@@ -291,8 +290,7 @@ def _track_row(setting: Setting, options: argparse.Namespace, tasks: list[PoseTa
         frame, pose, _ = timed_frame(options.heights[0], mesh)
         together, poses = setting.make(*[mesh] * TOGETHER), spread(frame, pose, mesh)
         row['together'] = timings(lambda: together.track(_again(frame), poses), options.repeats)
-    row['pose'] = accuracy(tasks, _tracked_poses(setting, tasks))
-    return row
+    return {**row, **accuracy(tasks, _tracked_poses(setting, tasks))}
 
 
 def _again(frame: Frame) -> Frame:
@@ -326,4 +324,4 @@ def _register_row(setting: Setting, options: argparse.Namespace, tasks: list[Pos
         sizes[height] = timings(lambda: runner.register(_again(frame), mask), options.repeats)  # noqa: B023
     memory = setting.memory.figures(setting.networks)
     poses = [one.register(task.frame, task.mask) for one, task in _with_runners(setting, tasks)]
-    return {'sizes': sizes, **memory, 'pose': accuracy(tasks, poses)}
+    return {'sizes': sizes, **memory, **accuracy(tasks, poses)}

@@ -14,11 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from ..datatypes import require
-from ..detection.manifest import read_manifest
+from ..detection.manifest import SHIPPED, detector_folder, read_manifest
 from ..pose.mesh import load_mesh
+from ..runtime.choice import TENSORRT
+from ..runtime.tensorrt_api import installed
 from ..scenes.bop import BopScene
 from . import demo_report, make_scene, report
 from .demo_processes import Nodes, parameter_words, running_nodes
@@ -28,7 +31,8 @@ HELP = 'play a rendered scene over ROS 2, register and track its object, report 
 FAILED = 1
 DETECTING, TRACKING = 'pipeline_node', 'tracker_node'  # what tracks, with and without a detector
 POLL_S = 0.2
-START_TIMEOUT_S = 240.0  # imports, warm-up and registration on two busy cores
+LOOKING_HZ = 2.0  # of the detector: a CPU has to track as well
+START_TIMEOUT_S = 480.0  # imports, warm-up, perhaps an engine; registration on two busy cores
 STALL_TIMEOUT_S = 30.0  # while playing, something arrives many times a second
 
 
@@ -67,8 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--weights', default='small', metavar='NAME|DIR', help='default: small')
     parser.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda'])
     parser.add_argument(
-        '--detector', type=Path, metavar='DIR',
-        help="an exported detector that finds the object; default: the scene's true masks",
+        '--detector', metavar='NAME|DIR|none',
+        help=f"the detector that finds the object; none: the scene's true masks do; default:"
+        f' {SHIPPED}, which knows what is rendered here, none with a --scene',
     )  # fmt: skip
     parser.add_argument(
         '--class', dest='found_class', metavar='NAME',
@@ -124,20 +129,27 @@ def choose_scenario(options: argparse.Namespace) -> Scenario:
         ' registration needs one on the first frame',
     )
     scene.model_path(object_id)
+    detector = chosen_detector(options)
     return Scenario(
-        scene, object_id, options.scale, options.rate, options.weights, options.device,
-        options.detector, detected_class(options),
+        scene, object_id, options.scale, options.rate, options.weights, options.device, detector,
+        detected_class(detector, options.found_class),
     )  # fmt: skip
 
 
-def detected_class(options: argparse.Namespace) -> str:
+def chosen_detector(options: argparse.Namespace) -> Path | None:
+    """Return the detector's folder, None where the true masks serve."""
+    asked = options.detector or ('none' if options.scene else SHIPPED)
+    return None if asked == 'none' else detector_folder(asked)
+
+
+def detected_class(detector: Path | None, asked: str | None) -> str:
     """Return what the detector calls the object, '' without one; refuses what it does not know."""
-    if options.detector is None:
-        require(options.found_class is None, '--class is for a --detector: give one')
+    if detector is None:
+        require(asked is None, '--class is for a --detector: give one')
         return ''
-    classes = [name for name in read_manifest(options.detector).classes if name]
-    name = options.found_class or classes[0]
-    require(name in classes, f'--class {name}: {options.detector} knows {", ".join(classes)}')
+    classes = read_manifest(detector).class_names
+    name = asked or classes[0]
+    require(name in classes, f'--class {name}: {detector} knows {", ".join(classes)}')
     return name
 
 
@@ -180,17 +192,33 @@ def start(nodes: Nodes, scenario: Scenario, recording_path: Path) -> None:
 
 def tracking(scenario: Scenario) -> tuple[dict[str, Any], list[str]]:
     """Parameters and arguments of the node that tracks."""
-    common = {'device': scenario.device, 'exit_on_failure': True}
+    common = {'exit_on_failure': True}
     tracker = {
+        'device': scenario.device,
         'mesh_file_path': str(scenario.scene.model_path(scenario.object_id)),
         'mesh_scale': scenario.mesh_scale,
         'weights': scenario.weights,
     }
     if scenario.detector is None:
         return {**tracker, **common}, []
-    detector = {'model': str(scenario.detector), 'objects': [scenario.found_class]}
+    detector = {
+        'model': str(scenario.detector),
+        'objects': [scenario.found_class],
+        'max_rate_hz': LOOKING_HZ,
+        **detector_device(scenario.device),
+    }
     words = ['--detector', *parameter_words(detector)]
     return common, [*words, '--tracker', *parameter_words({**tracker, 'mask_label': 1})]
+
+
+def detector_device(device: str) -> dict[str, Any]:
+    """Parameters of the detector: its engine is built where it can be, else the CPU serves."""
+    on_cuda = device != 'cpu' and torch.cuda.is_available()
+    if on_cuda and any(installed(backend) for backend in TENSORRT):
+        return {'device': device, 'build_engines': True}
+    if on_cuda:
+        print('the detector runs on the CPU: on a GPU it needs TensorRT, which is not installed')
+    return {'device': 'cpu'}
 
 
 def follow(nodes: Nodes, scenario: Scenario, path: Path, recording: Recording) -> None:

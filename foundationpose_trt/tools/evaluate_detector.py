@@ -20,6 +20,7 @@ from ..datatypes import require
 from ..detection.backends import open_detector
 from ..detection.detector import Detector, DetectorSettings
 from ..detection.images import ColorImage
+from ..detection.manifest import SHIPPED, detector_folder
 from ..runtime.choice import BackendChoice
 from ..scenes.metrics import RECALL_DIAMETER_SHARE, PoseErrors, pose_errors, recall, surface_points
 from ..synthesis.cast import CAST, cast_objects
@@ -47,7 +48,9 @@ MASKS = ('true masks', 'detected masks')
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument('--model', type=Path, required=True, metavar='DIR')
+    parser.add_argument(
+        '--model', default=SHIPPED, metavar='NAME|DIR', help=f'default: {SHIPPED}, which ships'
+    )
     parser.add_argument('--stages', type=int, default=24, help='sets of held-out objects')
     parser.add_argument('--views', type=int, default=8, help='images of each set')
     parser.add_argument(
@@ -68,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
     )
     require_metric()
     choice = chosen_estimator(options)
-    detector = _opened(options.model, choice)
+    detector = _opened(detector_folder(options.model), choice)
     content: dict[str, Any] = {'boxes': box_figures(detector, options, choice.device)}
     if options.registrations:
         detector.set_threshold(options.threshold)

@@ -9,6 +9,7 @@ import torch
 
 from ..datatypes import require
 from ..detection.export import DetectorExport, export_model
+from ..runtime.engine_manifest import sha256_of
 from ..synthesis.cast import CAST
 from ..synthesis.tabletop import SceneSettings
 from ..training.detector import train_detector, validate_detector
@@ -59,6 +60,8 @@ def run_detector(options: argparse.Namespace) -> int:
         options.json.write_text(json.dumps(metrics, indent=2) + '\n')
     request = DetectorExport(None, 'nano', classes=tuple(CAST), compact=True)
     source = {'checkpoint': 'foundationpose-trt train detector', 'steps': trainer.step_count}
+    if options.resume is not None and options.resume.suffix == '.safetensors':
+        source['steps_before'] = f'those of {options.resume.name}, {sha256_of(options.resume)}'
     model = as_reference(detector, tuple(CAST), 'cpu')
     export_model(model, request, options.out, 'narrow', source)
     print(f'{options.out}: {trainer.step_count} steps, exported')
@@ -87,5 +90,7 @@ def make_world(
         distance_diameters=(2.2, 6.0), texture_px=512,
     )  # fmt: skip
     count = min(HELD_OUT_STAGES, options.stages) if held_out else options.stages
+    if not held_out and options.seconds == 0:
+        count = 1  # nothing is trained: what was resumed is judged and exported
     stages = compose_stages(range(count), options.views, settings, held_out)
     return DetectionWorld.build(stages, settings, device)

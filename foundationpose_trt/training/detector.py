@@ -86,7 +86,10 @@ def train_detector(
     folder: Path,
     resume: Path | None,
 ) -> tuple[Trainer, NarrowDetector]:
-    """Train one stretch; returns the trainer and the detector with its averaged weights."""
+    """Train one stretch; returns the trainer and the detector with its averaged weights.
+
+    Without seconds there is no step, not even those that compile: what was resumed is as it was.
+    """
     device = world.meshes.device
     torch.manual_seed(settings.seed)
     detector = build_narrow(size, len(CAST), device)
@@ -94,9 +97,12 @@ def train_detector(
     trainer = Trainer(detector.network, settings, folder)
     if resume is not None:
         trainer.load(resume)
-    g = torch.Generator(device).manual_seed(settings.seed * 7919 + trainer.step_count)
-    step = DetectorStep(trainer, detector, DetectionSampler(world, settings.batch, g))
-    run_stretch(trainer, NAME, step)
+    if settings.seconds > 0:
+        g = torch.Generator(device).manual_seed(settings.seed * 7919 + trainer.step_count)
+        step = DetectorStep(trainer, detector, DetectionSampler(world, settings.batch, g))
+        run_stretch(trainer, NAME, step)
+    else:
+        trainer.save(NAME)
     averaged = trainer.average.network
     return trainer, NarrowDetector(averaged, detector.criterion, detector.config, size)
 
