@@ -167,3 +167,11 @@ def test_tensorrt_gives_the_pose_that_torch_gives(
     limit = 0.05 if precision == 'fp32' else 0.3
     assert max(errors(*tracked)) < limit
     assert np.abs(scores[1] - scores[0]).max() < limit * np.ptp(scores[0])
+
+
+def test_engines_for_other_batches_have_a_place_of_their_own(networks, tmp_path):
+    usual = plan_path(networks, 'refiner', BackendChoice(folder=tmp_path), 'tensorrt')
+    other = BackendChoice(folder=tmp_path, batches=(1, 64, 252))
+    plan = plan_path(networks, 'refiner', other, 'tensorrt')
+    assert usual.parent.name == 'tensorrt' and plan.parent.name == 'tensorrt_1_64_252'
+    assert plan.parents[1] == usual.parents[1], 'of the same ONNX file'

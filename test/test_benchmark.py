@@ -112,3 +112,11 @@ def test_poses_are_compared_in_degrees_and_millimetres():
     assert (turn, shift) == (pytest.approx(3), pytest.approx(5))
     assert benchmark_poses._distance(None, None) == (0, 0)
     assert benchmark_poses._distance(None, pose) == (np.inf, np.inf)
+
+
+@pytest.mark.parametrize(
+    ('batches', 'expected'),
+    [([1, 16], None), ([1, 64, 126], None), ([64, 252, 1], (1, 64, 252)), ([252], (1, 252))],
+)
+def test_engines_are_built_for_what_the_usual_ones_cannot_run(batches, expected):
+    assert benchmark.tuned_for(batches) == expected

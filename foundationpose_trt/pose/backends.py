@@ -124,7 +124,8 @@ def onnx_path(networks: PoseNetworks, kind: str, choice: BackendChoice) -> Path:
 
 def plan_path(networks: PoseNetworks, kind: str, choice: BackendChoice, backend: str) -> Path:
     """Return where the engine of a network belongs."""
-    return onnx_path(networks, kind, choice).parent / backend / f'{kind}.engine'
+    place = '_'.join([backend, *map(str, choice.batches or ())])
+    return onnx_path(networks, kind, choice).parent / place / f'{kind}.engine'
 
 
 def exported(networks: PoseNetworks, kind: str, choice: BackendChoice) -> Path:
@@ -179,7 +180,7 @@ class _Plans:
         onnx = onnx_path(self.networks, kind, self.choice)
         if self.choice.build:
             onnx = exported(self.networks, kind, self.choice)
-            options = BuildOptions(backend=self.backend)
+            options = BuildOptions(backend=self.backend, batches=self.choice.batches)
             ensure_engine(onnx, plan, options, self._reporter(kind))
         source = onnx if onnx.is_file() else None
         return TensorRtEngine(plan, self.networks.device, source, workspace)

@@ -23,11 +23,14 @@ class BackendChoice:
     """backend: one of BACKENDS. folder: of exported files and engines (default: the user's cache).
 
     build: make engines that are missing or do not fit, which takes minutes, instead of refusing.
+    batches: that engines are tuned for, rising, where it is not for build.DEFAULT_BATCHES; such
+    engines have a place of their own.
     """
 
     backend: str = 'auto'
     folder: Path | None = None
     build: bool = False
+    batches: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         require(

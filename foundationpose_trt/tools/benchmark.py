@@ -6,7 +6,7 @@ import argparse
 import gc
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from ..detection.export import SIZES
 from ..pose.backends import NetworkEngines, open_engines
 from ..pose.estimator import EstimatorSettings, PoseEstimator
 from ..pose.weights import PoseNetworks, load_networks
+from ..runtime.build import DEFAULT_BATCHES
 from ..runtime.choice import BackendChoice
 from ..runtime.graph_cache import CudaGraphCache
 from ..runtime.session import Session
@@ -81,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ' changing what they compute',
     )
     pose.add_argument(
-        '--batches', type=int, nargs='+', default=[1, 64, 126] if on_cuda else [1, 16]
+        '--batches', type=int, nargs='+', default=[1, 64, 252] if on_cuda else [1, 16]
     )
     parser.add_argument(
         '--repeats',
@@ -129,6 +130,11 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         report.write_json(options.json, content)
     return 1 if content.get('worse') or content.get('failed') else 0
+
+
+def tuned_for(batches: Sequence[int]) -> tuple[int, ...] | None:
+    """Batches to build engines for: None where the usual ones run all of these."""
+    return None if max(batches) <= DEFAULT_BATCHES[-1] else tuple(sorted({1, *batches}))
 
 
 def _run_runtime(options: argparse.Namespace) -> int:
@@ -192,7 +198,9 @@ def measure(
     before = _device_memory() if on_cuda else 0
     networks = load_networks(options.weights, rung.device, rung.precision)
     start_s = time.monotonic()
-    engines = open_engines(networks, BackendChoice(rung.backend, options.engines, build=True))
+    tuned = tuned_for(options.batches)
+    choice = BackendChoice(rung.backend, options.engines, build=True, batches=tuned)
+    engines = open_engines(networks, choice)
     row: dict[str, Any] = {'name': rung.name, 'opened_s': time.monotonic() - start_s}
     batches = [b for b in options.batches if on_cuda or b <= LARGEST_ON_CPU]
     # a stream of its own: on the default one TensorRT without a graph waits at each call
