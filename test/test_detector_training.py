@@ -6,6 +6,7 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -264,6 +265,20 @@ def test_wrong_sizes_are_noticed_before_scenes_are_made(
     words = ['train', 'detector', '--out', str(tmp_path), '--device', 'cpu', *words.split()]
     assert cli.main(words) == 2
     assert error in capsys.readouterr().err
+
+
+def test_another_seed_trains_on_other_scenes_and_is_judged_on_the_same(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        train_detector, 'compose_stages', lambda seeds, *_: asked.append({*seeds}) or []
+    )
+    monkeypatch.setattr(train_detector.DetectionWorld, 'build', lambda *_: None)
+    for seed in (0, 1):
+        options = SimpleNamespace(seed=seed, stages=30, views=2, seconds=1.0, image_width=160)
+        for held_out in (False, True):
+            train_detector.make_world(options, torch.device('cpu'), held_out)
+    assert [len(seeds) for seeds in asked] == [30, 24, 30, 24]
+    assert not asked[0] & asked[2] and asked[1] == asked[3]
 
 
 def test_textures_are_counted_before_they_are_drawn(world):

@@ -19,6 +19,7 @@ from ..training.loop import TrainSettings
 
 HELD_OUT_STAGES = 24
 CHANNELS_PER_HEAD = 64
+SEEDS_APART = 100_000  # of the stages of one --seed and the next
 
 
 def add_detector_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,5 +93,6 @@ def make_world(
     count = min(HELD_OUT_STAGES, options.stages) if held_out else options.stages
     if not held_out and options.seconds == 0:
         count = 1  # nothing is trained: what was resumed is judged and exported
-    stages = compose_stages(range(count), options.views, settings, held_out)
+    first = 0 if held_out else options.seed * SEEDS_APART  # another stretch sees other scenes
+    stages = compose_stages(range(first, first + count), options.views, settings, held_out)
     return DetectionWorld.build(stages, settings, device)
