@@ -283,20 +283,34 @@ def test_the_shipped_detector_finds_what_is_rendered_here(tmp_path, asked, scene
 
 
 @pytest.mark.parametrize(
-    ('device', 'on_cuda', 'installed', 'chosen'),
+    ('device', 'on_cuda', 'served_by', 'chosen'),
     [
-        ('cpu', True, True, {'device': 'cpu'}),
-        ('auto', False, True, {'device': 'cpu'}),
-        ('auto', True, False, {'device': 'cpu'}),
-        ('cuda', True, True, {'device': 'cuda', 'build_engines': True}),
+        ('cpu', True, 'tensorrt', {'device': 'cpu'}),
+        ('auto', False, 'tensorrt', {'device': 'cpu'}),
+        ('auto', True, '', {'device': 'cpu'}),
+        ('cuda', True, 'tensorrt', {'device': 'cuda', 'build_engines': True}),
+        ('auto', True, 'torchscript', {'device': 'auto', 'build_engines': False}),
     ],
 )
-def test_the_detector_runs_where_it_can(device, on_cuda, installed, chosen, monkeypatch, capsys):
+def test_the_detector_runs_where_it_can(device, on_cuda, served_by, chosen, monkeypatch, capsys):
+    def serving(folder, where, choice):
+        if where == 'cuda' and not served_by:
+            raise ValueError('no TensorRT here')
+        return served_by if where == 'cuda' else 'onnxruntime'
+
     monkeypatch.setattr(demo.torch.cuda, 'is_available', lambda: on_cuda)
-    monkeypatch.setattr(demo, 'installed', lambda backend: installed)
-    assert demo.detector_device(device) == chosen
-    told = 'TensorRT, which is not installed' in capsys.readouterr().out
-    assert told == (device != 'cpu' and on_cuda and not installed)
+    monkeypatch.setattr(demo, 'serving_backend', serving)
+    assert demo.detector_device(detector_folder(SHIPPED), device) == chosen
+    assert ('on the CPU: no TensorRT here' in capsys.readouterr().out) == (not served_by)
+
+
+def test_a_detector_that_nothing_runs_is_refused(monkeypatch):
+    def refuse(*_):
+        raise ValueError("pip install '.[onnx]' to run its ONNX file")
+
+    monkeypatch.setattr(demo, 'serving_backend', refuse)
+    with pytest.raises(ValueError, match='to run its ONNX file'):
+        demo.detector_device(detector_folder(SHIPPED), 'cpu')
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from detector_rig import manifest_of, scene, write_fixed
 
 from foundationpose_trt.detection import backends
 from foundationpose_trt.detection.agreement import (
-    DisagreementError,
+    UntrustedEngineError,
     agreement,
     require_agreement,
     sample_inputs,
@@ -176,35 +176,84 @@ def test_a_half_network_that_was_not_exported_is_made_once_beside_the_engines(tm
 class Half:
     """Stands for TensorRT: half engines that compute something else, and those in fp32."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.opened, self.compared, self.noted = [], [], {}
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, found: float = 0.34) -> None:
+        self.opened, self.compared, self.noted, self.found = [], [], {}, found
         monkeypatch.setattr(backends._Opening, 'chosen', lambda _: ('tensorrt', 'it fits'))
         monkeypatch.setattr(backends, 'TensorRtEngine', self._open)
-        monkeypatch.setattr(backends._Opening, '_compare', self._compare)
+        monkeypatch.setattr(backends, 'agreement', self._compare)
+        monkeypatch.setattr(backends, 'record_tolerance', self._note)
         monkeypatch.setattr(backends, 'read_engine_manifest', self._manifest)
 
     def _manifest(self, plan):
-        return SimpleNamespace(tolerance=self.noted.get(plan, {}))
+        return SimpleNamespace(tolerance=self.noted.get(plan, {'random_inputs_relative': 0.5}))
 
     def _open(self, plan, *_, **__):
-        self.opened.append(plan)
+        self.opened.append(plan.parts[-3].rsplit('_')[-1])
         return SimpleNamespace(plan=plan, manifest=self._manifest(plan))
 
-    def _compare(self, engine, plan):
-        self.compared.append(plan)
-        found = 0.34 if 'fp16' in str(plan) else 1.0
-        self.noted[plan] = {'test_images': {'found': found, 'box': 0.025, 'score': 0.1}}
+    def _compare(self, manifest, engine, reference):
+        self.compared.append(engine.plan)
+        found = self.found if 'fp16' in str(engine.plan) else 1.0
+        return {'found': found, 'box': 0.025, 'score': 0.1}
+
+    def _note(self, plan, found):
+        plan.parent.mkdir(parents=True, exist_ok=True)
+        plan.with_name(f'{plan.name}.json').touch()
+        self.noted[plan] = found
 
 
 def test_half_that_computes_something_else_gives_way_to_fp32(folder, monkeypatch, caplog):
     engines = Half(monkeypatch)
-    for _ in range(2):
-        opened = open_detector(folder, 'cuda', 'auto')
-        assert 'fp32' in opened.engine.plan.parts[-3]
-        assert opened.explanation == (
-            'tensorrt (it fits; in fp32, for half computes something else)'
+    choice = BackendChoice(folder=folder / 'engines')
+    for opened in (['fp16', 'fp32'], ['fp32']):
+        engines.opened.clear()
+        explanation = open_detector(folder, 'cuda', 'auto', choice).explanation
+        assert engines.opened == opened, 'the second time it is known beforehand'
+        assert explanation == (
+            'tensorrt (it fits; in fp32, as its engine in half is not to be trusted)'
         )
-        assert 'only 34% are those of the fp32 network' in caplog.text
-    assert len(engines.opened) == 4 and len(engines.compared) == 2, 'the result is kept'
-    with pytest.raises(DisagreementError, match='use precision fp32'):
-        open_detector(folder, 'cuda', 'fp16')
+    assert 'only 34% are those of the fp32 network' in caplog.text and len(engines.compared) == 2
+    with pytest.raises(UntrustedEngineError, match='use precision fp32'):
+        open_detector(folder, 'cuda', 'fp16', choice)
+
+
+def test_half_that_is_right_runs(folder, monkeypatch):
+    engines = Half(monkeypatch, found=0.9)
+    choice = BackendChoice(folder=folder / 'engines')
+    assert open_detector(folder, 'cuda', 'auto', choice).explanation == 'tensorrt (it fits)'
+    assert engines.opened == ['fp16'] and len(engines.compared) == 1
+
+
+def test_half_that_nothing_can_vouch_for_gives_way(folder, monkeypatch):
+    engines = Half(monkeypatch)
+    find = backends.importlib.util.find_spec
+    monkeypatch.setattr(
+        backends.importlib.util, 'find_spec', lambda n: None if n == 'onnxruntime' else find(n)
+    )
+    choice = BackendChoice(folder=folder / 'engines')
+    assert 'not to be trusted' in open_detector(folder, 'cuda', 'auto', choice).explanation
+    assert engines.opened == ['fp16', 'fp32']
+    open_detector(folder, 'cuda', 'fp16', choice)  # asked for
+
+
+def test_results_that_cannot_be_kept_still_count(folder, monkeypatch, caplog):
+    engines = Half(monkeypatch)
+
+    def refuse(*_):
+        raise PermissionError('read-only')
+
+    monkeypatch.setattr(backends, 'record_tolerance', refuse)
+    open_detector(folder, 'cuda', 'auto', BackendChoice(folder=folder / 'engines'))
+    assert engines.opened == ['fp16', 'fp32']
+    assert 'read-only; it is compared at every start' in caplog.text
+
+
+def test_what_would_serve_is_known_without_opening(folder, tmp_path, monkeypatch):
+    assert backends.serving_backend(folder, 'cpu', BackendChoice()) == 'onnxruntime'
+    monkeypatch.setattr(backends.importlib.util, 'find_spec', lambda name: None)
+    assert backends.serving_backend(folder, 'cpu', BackendChoice()) == 'torchscript'
+    manifest = read_manifest(folder)
+    onnx = [file for file in manifest.files if file.kind == 'onnx']
+    write_manifest(dataclasses.replace(manifest, files=tuple(onnx)), folder)
+    with pytest.raises(ValueError, match=r"holds no torchscript file .* pip install '.\[onnx\]'"):
+        backends.serving_backend(folder, 'cpu', BackendChoice())

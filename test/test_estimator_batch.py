@@ -8,10 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from oracle_rig import CAMERA, OracleRefiner, errors, oracle_networks
+from oracle_rig import CAMERA, OracleRefiner, ellipsoid, errors, frame_of, oracle_networks, pose_of
 from scene_rig import MESHES, STARTS, THINGS, TRUTH, scene_of
 
 from foundationpose_trt.datatypes import Frame, Outcome, PoseEstimate, TrackingState
+from foundationpose_trt.pose.backends import BackendChoice, open_engines
 from foundationpose_trt.pose.estimator import EstimatorSettings, PoseEstimator, RegisterStage
 from foundationpose_trt.pose.object_group import ObjectGroup
 from foundationpose_trt.pose.observation import Uploader
@@ -327,3 +328,17 @@ def test_a_group_registers_what_it_lost_while_it_tracks_the_rest(view):
     assert networks.refiner.calls == [3, 3]
     turn_deg, shift_mm = errors(estimate.camera_from_object, TRUTH[1], THINGS[1].center_m)
     assert turn_deg < LIMIT_DEG and shift_mm < LIMIT_MM
+
+
+def test_engines_that_run_few_crops_at_once_get_no_more():
+    networks = oracle_networks()
+    engines = replace(open_engines(networks, BackendChoice('torch')), largest=8)
+    settings = EstimatorSettings(schedule=(RegisterStage(1, 20),), symmetries=TURNS)
+    PoseEstimator(ellipsoid(), networks, settings, engines).register(*frame_of(pose_of(3)))
+    assert max(networks.refiner.calls) == 8
+    chunk = replace(settings, chunk=12)
+    message = r'12 crops at once .*register_chunk, is 12.* engines run at most 8; .*--batches'
+    with pytest.raises(ValueError, match=message):
+        PoseEstimator(ellipsoid(), networks, chunk, engines)
+    with pytest.raises(ValueError, match='objects are 9'):
+        PoseEstimator([ellipsoid()] * 9, networks, settings, engines)

@@ -68,14 +68,19 @@ def _queries(manifest: DetectorManifest, engine: Engine, image: torch.Tensor) ->
     return torch.cat([boxes, scores], 1).nan_to_num(nan=1e3).cpu().numpy()
 
 
-class DisagreementError(ValueError):
-    """An engine computes something else than its network."""
+class UntrustedEngineError(ValueError):
+    """An engine computes something else than its network, or nothing could tell."""
+
+
+def is_agreement(found: Mapping[str, float]) -> bool:
+    """Whether agreement() found enough of the reference's result."""
+    return found['found'] >= LEAST_FOUND
 
 
 def require_agreement(name: str, found: Mapping[str, float]) -> None:
-    """Raise DisagreementError when too little of the reference's result is there."""
-    if found['found'] < LEAST_FOUND:
-        raise DisagreementError(
+    """Raise UntrustedEngineError when too little of the reference's result is there."""
+    if not is_agreement(found):
+        raise UntrustedEngineError(
             f'{name}: of the best {BEST} queries on test images only {found["found"]:.0%} are'
             f' those of the fp32 network (boxes apart by {found["box"]:.3g} of the side), at least'
             f' {LEAST_FOUND:.0%} must be: the engine computes something else; use precision fp32,'

@@ -20,19 +20,20 @@ from ..runtime.choice import (
     require_serves,
 )
 from ..runtime.engine import Engine
-from ..runtime.engine_manifest import Platform, check_engine, record_tolerance
+from ..runtime.engine_manifest import Platform, beside, check_engine, record_tolerance
 from ..runtime.engine_manifest import read_manifest as read_engine_manifest
 from ..runtime.onnx_engine import OnnxEngine
 from ..runtime.specs import BATCH, TensorSpec
 from ..runtime.tensorrt_engine import TensorRtEngine
 from ..runtime.torch_engine import load_torchscript
-from .agreement import DisagreementError, agreement, require_agreement
+from .agreement import UntrustedEngineError, agreement, is_agreement, require_agreement
 from .half import write_half
 from .manifest import DYNAMIC, DetectorManifest, ModelFile, checked_path, read_manifest
 
 BACKENDS = ('auto', 'torchscript', 'onnxruntime', 'tensorrt', 'tensorrt_rtx')
 DTYPES = {'fp32': torch.float32, 'fp16': torch.float16}
 DETECTOR_BATCHES = (1,)
+COMPARED = 'test_images'  # what an engine's manifest calls the result
 BUILD_IT = 'start the node with build_engines:=true, where TensorRT is installed'
 
 Progress = Callable[[str, float, str], None]  # network, fraction done, phase
@@ -63,16 +64,25 @@ def open_detector(
     words = ('auto', *DTYPES)
     require(precision in words, f'precision is "{precision}", must be one of {", ".join(words)}')
     opening = _Opening(folder, torch.device(device), precision, choice or BackendChoice())
+    try:
+        return opening.opened(progress)
+    except UntrustedEngineError as error:
+        if not opening.distrust_half():
+            raise
+        logger.warning('%s; precision is auto, so it runs in fp32', error)
+    return opening.opened(progress)  # out here the engine that is not trusted is let go
+
+
+def serving_backend(folder: Path, device: str, choice: BackendChoice) -> str:
+    """Return the back end that open_detector would take, without opening anything.
+
+    Raises ValueError where none can serve.
+    """
+    opening = _Opening(folder, torch.device(device), 'auto', choice)
     backend, reason = opening.chosen()
-    opening.require_precision(backend, reason)
-    logger.info('detector %s runs on %s: %s', opening.manifest.name, backend, reason)
-    if backend == 'onnxruntime':
-        engine: Engine = OnnxEngine(opening.path(backend))
-    elif backend == 'torchscript':
-        engine = opening.torchscript(reason)
-    else:
-        engine = opening.tensorrt(backend, progress)
-    return OpenedDetector(opening.manifest, engine, f'{backend} ({reason}{opening.remark})')
+    if backend == 'torchscript':
+        opening.traced(reason)
+    return backend
 
 
 class _Opening:
@@ -84,7 +94,28 @@ class _Opening:
         self.manifest = read_manifest(folder)
         self._folder, self._device = folder, device
         self._asked, self._choice = precision, choice
-        self.remark = ''  # for the explanation, of what came otherwise
+        self._distrusted = False  # that an engine in half computes what it should
+
+    def opened(self, progress: Progress | None) -> OpenedDetector:
+        """Choose a back end and load the network."""
+        backend, reason = self.chosen()
+        self.require_precision(backend, reason)
+        if self._asked == 'auto' and backend in TENSORRT and self._is_distrusted(backend):
+            reason += '; in fp32, as its engine in half is not to be trusted'
+        logger.info('detector %s runs on %s: %s', self.manifest.name, backend, reason)
+        if backend == 'onnxruntime':
+            engine: Engine = OnnxEngine(self.path(backend))
+        elif backend == 'torchscript':
+            engine = self.torchscript(reason)
+        else:
+            engine = self.tensorrt(backend, progress)
+        return OpenedDetector(self.manifest, engine, f'{backend} ({reason})')
+
+    def distrust_half(self) -> bool:
+        """Choose no engine in half from now on; False where that would change nothing."""
+        changes = self._asked == 'auto' and not self._distrusted
+        self._distrusted = True
+        return changes
 
     def chosen(self) -> tuple[str, str]:
         """Return the back end and why."""
@@ -118,7 +149,19 @@ class _Opening:
         if self._asked != 'auto':
             return self._asked
         known = self.manifest.find('onnx', 'fp16') or importlib.util.find_spec('onnx')
-        return 'fp16' if backend in TENSORRT and known is not None else 'fp32'
+        half = backend in TENSORRT and known is not None and not self._is_distrusted(backend)
+        return 'fp16' if half else 'fp32'
+
+    def _is_distrusted(self, backend: str) -> bool:
+        """Whether the engine in half has been found to compute something else, now or earlier."""
+        plan = self._plan(backend, 'fp16')
+        if self._distrusted or not beside(plan, 'json').is_file():
+            return self._distrusted
+        try:
+            known = read_engine_manifest(plan).tolerance.get(COMPARED)
+        except ValueError:  # of another version; building replaces it
+            return False
+        return known is not None and not is_agreement(known)
 
     def require_precision(self, backend: str, reason: str) -> None:
         """Raise ValueError for half precision where there is none; reason: of the back end."""
@@ -135,18 +178,19 @@ class _Opening:
 
     def plan(self, backend: str) -> Path:
         """Where the engine belongs."""
-        return self._home(backend) / backend / 'detector.engine'
+        return self._plan(backend, self.precision_on(backend))
 
-    def _home(self, backend: str) -> Path:
+    def _plan(self, backend: str, precision: str) -> Path:
+        return self._home(precision) / backend / 'detector.engine'
+
+    def _home(self, precision: str) -> Path:
         """Folder of what is made of the network's file: of that content, whatever its name."""
-        file = self._source(backend)
+        file = self._source(precision)
         folder = self._choice.folder or default_folder()
-        name = f'{self.manifest.name}_{file.sha256[:12]}_{self.precision_on(backend)}'
-        return folder / name
+        return folder / f'{self.manifest.name}_{file.sha256[:12]}_{precision}'
 
-    def _source(self, backend: str) -> ModelFile:
+    def _source(self, precision: str) -> ModelFile:
         """The ONNX file to build from; of half also the one in fp32, to make it of."""
-        precision = self.precision_on(backend)
         file = self.manifest.find('onnx', precision) or self.manifest.find('onnx', 'fp32')
         require(
             file is not None,
@@ -158,17 +202,18 @@ class _Opening:
 
     def _onnx(self, backend: str) -> Path:
         """Where that network is, or will be when it has been made in half."""
-        file = self._source(backend)
-        if file.precision == self.precision_on(backend):
+        precision = self.precision_on(backend)
+        file = self._source(precision)
+        if file.precision == precision:
             return self._folder / file.file
-        return self._home(backend) / 'detector.onnx'
+        return self._home(precision) / 'detector.onnx'
 
     def path(self, backend: str) -> Path:
         """Return the ONNX file of a back end, its content checked; half is made once if it must.
 
         Raises ValueError where there is none.
         """
-        file, path = self._source(backend), self._onnx(backend)
+        file, path = self._source(self.precision_on(backend)), self._onnx(backend)
         source = checked_path(self._folder, file)
         if path != source and not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -177,10 +222,7 @@ class _Opening:
 
     def torchscript(self, reason: str) -> Engine:
         """Load the traced module for this device; reason: why it must be that."""
-        manifest = self.manifest
-        file = manifest.find('torchscript', 'fp32', self._device.type)
-        require(file is not None, self._lacks_torchscript(reason))
-        assert file is not None
+        manifest, file = self.manifest, self.traced(reason)
         path, dtype = checked_path(self._folder, file), DTYPES[file.precision]
         batch = BATCH if file.batch == DYNAMIC else int(file.batch)
         inputs = [TensorSpec(manifest.input, (batch, 3, *manifest.resolution), dtype)]
@@ -192,6 +234,13 @@ class _Opening:
             sizes[manifest.masks] = (manifest.queries, *manifest.mask_size)
         outputs = [TensorSpec(name, (batch, *rest), dtype) for name, rest in sizes.items()]
         return load_torchscript(path, file.sha256, inputs, outputs, self._device)
+
+    def traced(self, reason: str) -> ModelFile:
+        """Return the traced module's file for this device; raises ValueError without."""
+        file = self.manifest.find('torchscript', 'fp32', self._device.type)
+        require(file is not None, self._lacks_torchscript(reason))
+        assert file is not None
+        return file
 
     def _lacks_torchscript(self, reason: str) -> str:
         device = self._device.type
@@ -206,40 +255,39 @@ class _Opening:
     def tensorrt(self, backend: str, progress: Progress | None) -> Engine:
         """Open the engine, built first where that is allowed; compared before its first use.
 
-        Where half was not asked for and computes something else, the engine in fp32.
+        Raises UntrustedEngineError when it computes something else.
         """
-        try:
-            return self._compared(backend, progress)
-        except DisagreementError as error:
-            if self._asked != 'auto' or self.precision_on(backend) != 'fp16':
-                raise
-            logger.warning('%s; precision is auto, so it runs in fp32', error)
-            self._asked, self.remark = 'fp32', '; in fp32, for half computes something else'
-            return self._compared(backend, progress)
-
-    def _compared(self, backend: str, progress: Progress | None) -> Engine:
         plan, onnx = self.plan(backend), self.path(backend)
         if self._choice.build:
-            free = self._source(backend).batch == DYNAMIC
+            free = self._source(self.precision_on(backend)).batch == DYNAMIC
             options = BuildOptions(backend=backend, batches=DETECTOR_BATCHES if free else None)
             report = None if progress is None else _named(progress)
             ensure_engine(onnx, plan, options, report)
         engine = TensorRtEngine(plan, self._device, onnx, backend=backend, remedy=BUILD_IT)
-        if not engine.manifest.tolerance:
-            self._compare(engine, plan)
-        known = read_engine_manifest(plan).tolerance
-        if 'test_images' in known:
-            require_agreement(plan.name, known['test_images'])
+        must = self._asked == 'auto' and self.precision_on(backend) == 'fp16'
+        known = engine.manifest.tolerance.get(COMPARED) or self._compared(engine, plan, must)
+        if known is not None:
+            require_agreement(plan.name, known)
         return engine
 
-    def _compare(self, engine: TensorRtEngine, plan: Path) -> None:
-        """Note how far the result is ONNX Runtime's of the fp32 file, once."""
+    def _compared(self, engine: TensorRtEngine, plan: Path, must: bool) -> dict[str, float] | None:
+        """Compare with ONNX Runtime's result of the fp32 file, once; None where nothing can.
+
+        Raises UntrustedEngineError in that case where it must be compared.
+        """
         file = self.manifest.find('onnx', 'fp32')
         if file is None or importlib.util.find_spec('onnxruntime') is None:
-            logger.warning('%s is not compared: that needs onnxruntime and an fp32 file', plan)
-            return
-        reference = OnnxEngine(checked_path(self._folder, file))
-        record_tolerance(plan, {'test_images': agreement(self.manifest, engine, reference)})
+            lacking = f'{plan} is not compared: that needs onnxruntime and an fp32 file'
+            if must:
+                raise UntrustedEngineError(lacking)
+            logger.warning('%s', lacking)
+            return None
+        found = agreement(self.manifest, engine, OnnxEngine(checked_path(self._folder, file)))
+        try:
+            record_tolerance(plan, {COMPARED: found})
+        except OSError as error:
+            logger.warning('%s: %s; it is compared at every start', plan, error)
+        return found
 
 
 def _named(progress: Progress) -> Callable[[float, str], None]:

@@ -75,16 +75,17 @@ def box_slices(box_px: np.ndarray, size: tuple[int, int]) -> tuple[slice, slice]
 
 def layers(values_m: np.ndarray) -> list[np.ndarray]:
     """Split sorted depths (N,) where hardly any lie over GAP_M; what holds few is left out."""
-    bins = np.arange(values_m[0], values_m[-1] + 2 * GAP_M, GAP_M / 2)
-    counts, _ = np.histogram(values_m, bins)
-    filled = np.flatnonzero(counts > FLYING_SHARE * len(values_m))
-    if len(filled) == 0:
+    # only bins that hold something: a camera may say 1e10 m where it saw nothing
+    bins, starts, counts = np.unique(
+        np.floor(values_m.astype(np.float64) / (GAP_M / 2)), return_index=True, return_counts=True
+    )
+    filled = counts > FLYING_SHARE * len(values_m)
+    if not filled.any():
         return [values_m]
-    first = filled[np.r_[True, np.diff(filled) > 2]]
-    last = filled[np.r_[np.diff(filled) > 2, True]]
-    starts = np.searchsorted(values_m, bins[first])
-    ends = np.searchsorted(values_m, bins[last + 1])
-    parts = [values_m[a:b] for a, b in zip(starts, ends, strict=True)]
+    bins, starts, ends = bins[filled], starts[filled], (starts + counts)[filled]
+    apart = np.diff(bins) > 2
+    pairs = zip(starts[np.r_[True, apart]], ends[np.r_[apart, True]], strict=True)
+    parts = [values_m[a:b] for a, b in pairs]
     return [part for part in parts if len(part) >= LAYER_SHARE * len(values_m)] or [values_m]
 
 
@@ -105,9 +106,15 @@ def _chosen_layer(depth_m: np.ndarray, parts: list[np.ndarray], band_m: float) -
     fitting = [
         part
         for part, reaches in zip(parts[largest + 1 :], reaching[largest + 1 :], strict=True)
-        if reaches and not fills_corners((depth_m >= part[0]) & (depth_m <= part[-1]))
+        if reaches and not fills_corners(as_deep_as(part, depth_m))
     ]
     return max([] if reaching[largest] else fitting, key=len, default=parts[largest])
+
+
+def as_deep_as(part: np.ndarray, depth_m: np.ndarray) -> np.ndarray:
+    """Pixels (h, w) bool of a box that a plane seen as this layer of its middle could reach."""
+    extent = part[-1] - part[0]  # over CORE_SHARE of the box, so less than as much on either side
+    return (depth_m >= part[0] - extent) & (depth_m <= part[-1] + extent)
 
 
 def reaches_all_sides(inside: np.ndarray) -> bool:

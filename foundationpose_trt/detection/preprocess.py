@@ -162,7 +162,7 @@ class KernelPreprocessor:
 
     def _prepare(self, shape: tuple[int, ...]) -> None:
         """Take images of another kind from now on; the last of the old kind is on the host."""
-        size, height, width, step, layout = self._shape = shape
+        size, height, width, step, layout = shape
         on_cuda = self._device.type == 'cuda'
         self._staging = torch.empty(size, dtype=torch.uint8, pin_memory=on_cuda)
         self._sent = self._staging.to(self._device)
@@ -170,7 +170,7 @@ class KernelPreprocessor:
         self._source.data = as_warp(self._sent)
         self._source.height, self._source.width = height, width
         self._source.step, self._source.layout = step, layout
-        self._launch = None
+        self._launch, self._shape = None, shape
 
     def write(self, out: torch.Tensor) -> None:
         """Fill out (1, 3, H, W), fp32 or fp16, on the device; asynchronous."""

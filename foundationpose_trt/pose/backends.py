@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..datatypes import require
-from ..runtime.build import BuildOptions, ensure_engine
+from ..runtime.build import DEFAULT_BATCHES, BuildOptions, ensure_engine
 from ..runtime.choice import BackendChoice, default_folder, fitting_tensorrt, require_serves
 from ..runtime.engine import Engine
 from ..runtime.engine_manifest import record_tolerance
@@ -39,11 +39,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class NetworkEngines:
-    """The engines of one weight set. explanation: which back end, and why, for the log."""
+    """The engines of one weight set. explanation: which back end, and why, for the log.
+
+    largest: crops that both run at once, None for any number.
+    """
 
     refiner: Engine
     features: Engine
     explanation: str
+    largest: int | None = None
 
     @property
     def crop(self) -> TensorSpec:
@@ -66,7 +70,7 @@ def open_engines(
     elif backend == 'onnxruntime':
         engines = [OnnxEngine(exported(networks, kind, choice)) for kind in KINDS]
     else:
-        engines = [*_Plans(networks, choice, backend, progress).engines()]
+        return _Plans(networks, choice, backend, progress).opened(reason)
     return NetworkEngines(engines[0], engines[1], f'{backend} ({reason})')
 
 
@@ -165,6 +169,16 @@ class _Plans:
     choice: BackendChoice
     backend: str
     progress: Progress | None
+
+    def opened(self, reason: str) -> NetworkEngines:
+        """Open the engines; the explanation says where they are not tuned as they would be."""
+        refiner, features = self.engines()
+        explanation = f'{self.backend} ({reason})'
+        batches = refiner.manifest.batches
+        if batches != (self.choice.batches or DEFAULT_BATCHES):
+            explanation += f', its engines tuned for {", ".join(map(str, batches))} crops'
+        largest = min(batches[-1], features.manifest.batches[-1])
+        return NetworkEngines(refiner, features, explanation, largest)
 
     def engines(self) -> list[TensorRtEngine]:
         """Open the engines of KINDS; the estimator runs one after the other: on one workspace."""

@@ -63,6 +63,7 @@ class PoseEstimator:
         self._object_from_centered = [mesh.object_from_centered for mesh in self.meshes]
         self._use(settings_by_object(settings, len(self.meshes)))
         engines = engines or open_engines(networks, BackendChoice('torch'))
+        self._largest = engines.largest
         capacity, crop = self._crops_at_once(self._settings), engines.crop
         self._views = ViewWriter(self.meshes, capacity, crop.dtype, self.device, crop.layout)
         graphs = self.settings[0].cuda_graph_cache_capacity
@@ -113,8 +114,17 @@ class PoseEstimator:
 
     def _crops_at_once(self, settings: Sequence[EstimatorSettings]) -> int:
         most = max(len(start_rotations(one.symmetries)) for one in settings)
-        by_device = CPU_CHUNK if self.device.type == 'cpu' else CUDA_CHUNK
-        return max(min(settings[0].chunk or by_device, most), len(self.meshes))
+        usual = CPU_CHUNK if self.device.type == 'cpu' else CUDA_CHUNK
+        usual = min(usual, self._largest or usual)
+        wanted = max(min(settings[0].chunk or usual, most), len(self.meshes))
+        require(
+            self._largest is None or wanted <= self._largest,
+            f'{wanted} crops at once (chunk, as a parameter register_chunk, is'
+            f' {settings[0].chunk}, objects are {len(self.meshes)}): the engines run at most'
+            f' {self._largest}; choose a smaller chunk, or build them with --batches that reach'
+            ' it',
+        )
+        return wanted
 
     def warm_up(self, intrinsics: CameraIntrinsics) -> None:
         """Run the real register and track once on a blank frame of the camera's size.

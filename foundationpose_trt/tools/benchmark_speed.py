@@ -41,7 +41,7 @@ from .wider_weights import use_wider_weights
 
 EAGER = 'plain eager torch'
 TIMELINE_CALLS = 20
-CAPACITY = 16  # graphs: a registration takes up to three, every number of objects one more
+CAPACITY = 16  # graphs: a registration takes up to four, every number of objects one more
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ import torch
 from tqdm import tqdm
 
 from ..datatypes import require
+from ..detection.backends import serving_backend
 from ..detection.manifest import SHIPPED, detector_folder, read_manifest
 from ..pose.mesh import load_mesh
-from ..runtime.choice import TENSORRT
-from ..runtime.tensorrt_api import installed
+from ..runtime.choice import TENSORRT, BackendChoice
 from ..scenes.bop import BopScene
 from . import demo_report, make_scene, report
 from .demo_processes import Nodes, parameter_words, running_nodes
@@ -205,19 +205,24 @@ def tracking(scenario: Scenario) -> tuple[dict[str, Any], list[str]]:
         'model': str(scenario.detector),
         'objects': [scenario.found_class],
         'max_rate_hz': LOOKING_HZ,
-        **detector_device(scenario.device),
+        **detector_device(scenario.detector, scenario.device),
     }
     words = ['--detector', *parameter_words(detector)]
     return common, [*words, '--tracker', *parameter_words({**tracker, 'mask_label': 1})]
 
 
-def detector_device(device: str) -> dict[str, Any]:
-    """Parameters of the detector: its engine is built where it can be, else the CPU serves."""
-    on_cuda = device != 'cpu' and torch.cuda.is_available()
-    if on_cuda and any(installed(backend) for backend in TENSORRT):
-        return {'device': device, 'build_engines': True}
-    if on_cuda:
-        print('the detector runs on the CPU: on a GPU it needs TensorRT, which is not installed')
+def detector_device(folder: Path, device: str) -> dict[str, Any]:
+    """Parameters that run a detector on the GPU, its engine built if it must, or on the CPU.
+
+    Raises ValueError where neither can.
+    """
+    if device != 'cpu' and torch.cuda.is_available():
+        try:
+            backend = serving_backend(folder, 'cuda', BackendChoice(build=True))
+            return {'device': device, 'build_engines': backend in TENSORRT}
+        except ValueError as error:
+            print(f'the detector runs on the CPU: {error}')
+    serving_backend(folder, 'cpu', BackendChoice())
     return {'device': 'cpu'}
 
 

@@ -46,6 +46,11 @@ def run_detector(options: argparse.Namespace) -> int:
         min(options.stages, options.views) >= 1,
         f'--stages {options.stages} and --views {options.views} must be at least 1',
     )
+    require(
+        options.seconds > 0 or options.resume is not None,
+        f'--seconds {options.seconds} trains nothing: give --resume FILE to judge and export that'
+        ' as it is, or seconds',
+    )
     require_packages()
     device, size = torch.device(options.device), _size(options)
     settings = TrainSettings(
