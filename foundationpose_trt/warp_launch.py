@@ -83,6 +83,16 @@ def pinned_as_warp(tensor: torch.Tensor, device: torch.device) -> wp.array:
     return wp.array(ptr=tensor.data_ptr(), dtype=wp.float32, shape=shape, device=where)
 
 
+def is_same_view(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors that both exist are views of the same values, as a kernel reads them."""
+    return one is other or (
+        one.data_ptr() == other.data_ptr()
+        and one.shape == other.shape
+        and one.dtype == other.dtype
+        and one.stride() == other.stride()
+    )
+
+
 def launch(
     kernel: wp.Kernel, dim: int | tuple[int, ...], arguments: Sequence[Any], device: torch.device
 ) -> None:

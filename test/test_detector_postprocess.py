@@ -18,7 +18,6 @@ from foundationpose_trt.detection.postprocess import (
     HostSelector,
     LabelPainter,
     Selector,
-    corners_px,
     instance_masks,
     unpacked,
 )
@@ -113,8 +112,35 @@ def test_the_threshold_is_strict():
     ],
 )
 def test_boxes_are_corners_inside_the_image(box, corners):
-    actual = corners_px(torch.tensor([box]), (100, 200))[0]
-    np.testing.assert_allclose(actual, corners, atol=1e-4)
+    packed = Selector([0], 1, CPU)(torch.tensor([[box]]), torch.zeros(1, 1, 2), (100, 200))
+    np.testing.assert_allclose(packed[0, :4], corners, atol=1e-4)
+
+
+@pytest.mark.parametrize('device', DEVICES)
+def test_a_selector_follows_other_boxes_sizes_and_types(device):
+    """One after the other, as images of several cameras or engines come; by hand."""
+    select = Selector([0, 1], 2, torch.device(device))
+    logits = torch.tensor([[[1.0, -2.0], [-1.0, 3.0]]], device=device)
+    kept = []
+    for kind, size, shift in (
+        (torch.float32, (100, 200), 0.0),
+        (torch.float32, (100, 200), 0.1),
+        (torch.float32, (50, 400), 0.1),
+        (torch.float16, (50, 400), 0.25),
+    ):
+        boxes = torch.tensor([[[0.25, 0.5, 0.2, 0.5], [0.5, 0.25, 0.5, 0.5]]]) + shift
+        boxes[..., 2:] -= shift
+        packed = select(boxes.to(device, kind), logits, size).cpu().numpy().copy()
+        kept.append(packed)
+        half = np.array([[0.25, 0.25], [0.1, 0.25]])
+        center = np.array([[0.5, 0.25], [0.25, 0.5]]) + shift
+        corners = np.hstack([center - half, center + half]).clip(0, 1)
+        expected = corners * (size[1], size[0], size[1], size[0])
+        np.testing.assert_allclose(
+            packed[:, :4], expected, atol=0.2 if kind.itemsize == 2 else 1e-4
+        )
+        np.testing.assert_allclose(packed[:, 4], [0.952574, 0.731059], atol=1e-5)
+        np.testing.assert_array_equal(packed[:, 5:], [[1, 1], [0, 0]])
 
 
 def detections(*rows: tuple[int, float, tuple[float, ...]], queries=None) -> Detections:

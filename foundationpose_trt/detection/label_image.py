@@ -89,11 +89,13 @@ def layers(values_m: np.ndarray) -> list[np.ndarray]:
     return [part for part in parts if len(part) >= LAYER_SHARE * len(values_m)] or [values_m]
 
 
-def _chosen_layer(depth_m: np.ndarray, parts: list[np.ndarray], band_m: float) -> np.ndarray:
-    """The layer (N,) of the middle of a box (h, w) that is the object's.
+def _uncovered(
+    depth_m: np.ndarray, parts: list[np.ndarray], band_m: float, values_m: np.ndarray
+) -> np.ndarray:
+    """Return what of the middle (N,) of a box (h, w) may be the object's: all, or one layer.
 
-    The largest, unless it lies before another that fits the box better. What a layer has outside
-    the middle may be half a band from there, but not in another layer.
+    One, where the largest layer lies before it and fits the box less. What a layer has outside the
+    middle may be half a band from there, but not in another layer.
     """
     lows = [0.0, *(part[-1] for part in parts[:-1])]
     highs = [*(part[0] for part in parts[1:]), np.inf]
@@ -108,7 +110,7 @@ def _chosen_layer(depth_m: np.ndarray, parts: list[np.ndarray], band_m: float) -
         for part, reaches in zip(parts[largest + 1 :], reaching[largest + 1 :], strict=True)
         if reaches and not fills_corners(as_deep_as(part, depth_m))
     ]
-    return max([] if reaching[largest] else fitting, key=len, default=parts[largest])
+    return max([] if reaching[largest] else fitting, key=len, default=values_m)
 
 
 def as_deep_as(part: np.ndarray, depth_m: np.ndarray) -> np.ndarray:
@@ -150,8 +152,7 @@ def in_band(depth_m: np.ndarray, band_m: float) -> np.ndarray:
     if len(values) == 0:
         return np.zeros(depth_m.shape, bool)
     parts = layers(values)
-    if len(parts) > 1:
-        values = _chosen_layer(depth_m, parts, band_m)
+    values = values if len(parts) == 1 else _uncovered(depth_m, parts, band_m, values)
     ends = np.searchsorted(values, values + band_m, side='right')
     first = np.argmax(ends - np.arange(len(values)))
     center = np.median(values[first : ends[first]])

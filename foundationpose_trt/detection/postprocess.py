@@ -10,16 +10,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import warp as wp
 
-from ..warp_launch import as_warp, launch
+from ..warp_launch import RecordedLaunch, as_warp, is_same_view, launch, stream_of
+
+wp.set_module_options({'enable_backward': False})  # nothing is differentiated; half to compile
 
 FIELDS = 7  # of a packed row: x0, y0, x1, y1, score, column, query
 BYTES = FIELDS * 4
 MOST_OBJECTS = 255  # a label image holds bytes
+SIZE_PLACE = 4  # of the image's size among pack_rows' arguments
 
 
 @dataclass(frozen=True)
@@ -40,40 +44,82 @@ class Detections:
         return len(self.scores)
 
 
+@wp.kernel
+def pack_rows(
+    values: wp.array(dtype=float),
+    pairs: wp.array(dtype=wp.int64),
+    columns: wp.array(dtype=int),
+    boxes: wp.array3d(dtype=Any),
+    size: wp.vec2,
+    packed: wp.array2d(dtype=float),
+):
+    """One detection: its box in pixels, inside the image of width and height, and the rest."""
+    k = wp.tid()
+    pair = int(pairs[k])
+    query = pair / columns.shape[0]
+    for axis in range(2):
+        side = size[axis]
+        center = float(boxes[0, query, axis])
+        half = wp.max(float(boxes[0, query, axis + 2]), 0.0) / 2.0
+        packed[k, axis] = wp.clamp((center - half) * side, 0.0, side)
+        packed[k, axis + 2] = wp.clamp((center + half) * side, 0.0, side)
+    packed[k, 4] = 1.0 / (1.0 + wp.exp(-values[k]))
+    packed[k, 5] = float(columns[pair - query * columns.shape[0]])
+    packed[k, 6] = float(query)
+
+
+for _dtype in (wp.float32, wp.float16):  # before the first launch: each would build all anew
+    wp.overload(pack_rows, {'boxes': wp.array3d(dtype=_dtype)})
+
+
 class Selector:
-    """Takes the best pairs of query and class among some classes."""
+    """Takes the best pairs of query and class among some classes. Not thread-safe.
+
+    A dozen small operations of torch would take longer than the network of a small detector; one
+    kernel does what comes after the search.
+    """
 
     def __init__(self, columns: list[int], select: int, device: torch.device) -> None:
         """columns: of the logits that count. select: how many pairs, at most."""
         self._columns = torch.tensor(columns, device=device)
-        self._select = select
+        self._kernel_columns = self._columns.int()
+        self._select, self._device = select, device
+        self._best = torch.empty(0, device=device), self._columns[:0]  # values, pairs
+        self._packed = torch.empty(0, FIELDS, device=device)
+        self._boxes: torch.Tensor | None = None  # that the launch was recorded for
+        self._size = (0, 0)
+        self._launch: RecordedLaunch | None = None
 
     def __call__(
         self, boxes: torch.Tensor, logits: torch.Tensor, size: tuple[int, int]
     ) -> torch.Tensor:
         """Return (K, FIELDS) float32, best first, of an image of size (height, width); no sync.
 
-        boxes: (1, Q, 4) centre and size in 0..1; logits: (1, Q, C).
+        boxes: (1, Q, 4) centre and size in 0..1; logits: (1, Q, C). The result is a buffer that
+        the next call fills again.
         """
-        wanted = logits[0].float().index_select(1, self._columns)
-        count = min(self._select, wanted.numel())
-        best = wanted.flatten().topk(count)  # of logits: as of their sigmoids, without its ties
-        query = torch.div(best.indices, len(self._columns), rounding_mode='floor')
-        column = self._columns[best.indices - query * len(self._columns)]
-        corners = corners_px(boxes[0].float().index_select(0, query), size)
-        rest = torch.stack([best.values.sigmoid(), column.float(), query.float()], 1)
-        return torch.cat([corners, rest], 1)
+        wanted = logits[0].float().index_select(1, self._columns).flatten()
+        count = min(self._select, len(wanted))
+        if len(self._packed) != count:
+            self._best = wanted.new_empty(count), self._columns.new_empty(count)
+            self._packed = wanted.new_empty(count, FIELDS)
+            self._launch = None
+        torch.topk(wanted, count, out=self._best)  # of logits: as of their sigmoids, without ties
+        self._prepared(boxes, size)((count,), stream_of(self._device))
+        return self._packed
 
-
-def corners_px(boxes: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Boxes (K, 4) of centre and size in 0..1 -> x0, y0, x1, y1 in pixels, inside the image."""
-    height, width = size
-    center, extent = boxes[:, :2], boxes[:, 2:].clamp_min(0)
-    corners = torch.cat([center - extent / 2, center + extent / 2], 1)
-    # side by side: a tensor of the limits would have to come from the host, which waits on CUDA
-    x, y = (corners[:, k::2] * side for k, side in enumerate((width, height)))
-    x, y = x.clamp(0, width), y.clamp(0, height)
-    return torch.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], 1)
+    def _prepared(self, boxes: torch.Tensor, size: tuple[int, int]) -> RecordedLaunch:
+        """Return the launch for these boxes, recorded anew where they lie elsewhere."""
+        if self._launch is None or self._boxes is None or not is_same_view(self._boxes, boxes):
+            arrays = [as_warp(part) for part in (*self._best, self._kernel_columns, boxes)]
+            arguments = [*arrays, wp.vec2(size[1], size[0]), as_warp(self._packed)]
+            dim = (len(self._packed),)
+            self._launch = RecordedLaunch(pack_rows, dim, arguments, self._device)
+            self._boxes, self._size = boxes, size
+        elif size != self._size:
+            self._launch.replace(SIZE_PLACE, wp.vec2(size[1], size[0]))
+            self._size = size
+        return self._launch
 
 
 def unpacked(packed: np.ndarray, threshold: float) -> Detections:

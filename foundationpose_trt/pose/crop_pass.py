@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import warp as wp
 
-from ..warp_launch import RecordedLaunch, as_warp, pinned_as_warp, stream_of
+from ..warp_launch import RecordedLaunch, as_warp, is_same_view, pinned_as_warp, stream_of
 from . import track_kernels as kernels
 from .crops import CROP_PX, REFINER_CROP
 from .mesh_bank import MeshBank
@@ -43,16 +43,6 @@ class PassImages:
     rgb: torch.Tensor
     depth_m: torch.Tensor
     size: tuple[int, int]
-
-
-def _is_same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two tensors that both exist are views of the same values."""
-    return (
-        one.data_ptr() == other.data_ptr()
-        and one.shape == other.shape
-        and one.dtype == other.dtype
-        and one.stride() == other.stride()
-    )
 
 
 class CropPass:
@@ -193,7 +183,7 @@ class CropPass:
             self._outputs[key] = {name: update[name] for name in OUTPUTS}
         for place, name in enumerate(OUTPUTS, 1):
             output, last = update[name], self._outputs[key][name]
-            if last is not output and not _is_same(last, output):
+            if not is_same_view(last, output):
                 self._outputs[key][name] = output
                 self._moves[key].replace(place, as_warp(output))
         self._moves[key]((n,), self.stream)
