@@ -108,8 +108,10 @@ class Choice:
         return SimpleNamespace(register=register)
 
 
-@pytest.mark.parametrize(('share', 'expected'), [(1.0, 100.0), (0.5, 0.0)])
-def test_registration_is_judged_from_both_masks(monkeypatch, share, expected):
+@pytest.mark.parametrize(
+    ('share', 'expected', 'found'), [(1.0, 100.0, 100.0), (0.6, 0.0, 100.0), (0.3, 0.0, 0.0)]
+)
+def test_registration_is_judged_from_both_masks(monkeypatch, share, expected, found):
     def mask_of(detector, image, label):
         Choice.truth.append((image.mask, image.camera_from_object))
         rows = np.cumsum(image.mask) <= share * image.mask.sum()
@@ -122,7 +124,9 @@ def test_registration_is_judged_from_both_masks(monkeypatch, share, expected):
     figures = evaluate_detector.registration_figures(None, Choice(), 2)
     assert list(figures) == ['drill', 'can', 'all']
     for row in figures.values():
-        assert row == {'true masks': 100.0, 'detected masks': expected}
+        where = [row.pop(f'{name} masks, if found') for name in ('true', 'detected')]
+        assert row == {'true masks': 100.0, 'detected masks': expected, 'found': found}
+        assert where == ([100.0, expected] if found else pytest.approx([np.nan] * 2, nan_ok=True))
 
 
 def test_masks_are_those_that_the_node_would_publish(tmp_path):

@@ -6,7 +6,7 @@ For detectors of the demo's cast (`train detector`).
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -44,6 +44,7 @@ BATCH = 8
 SETTINGS = SceneSettings(distance_diameters=(2.2, 6.0), texture_px=512)
 FIRST_REGISTER_SEED = 7000  # of arrangements
 MASKS = ('true masks', 'detected masks')
+FOUND_SHARE = 0.5  # of what is seen of an object, in the mask
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -125,17 +126,23 @@ def _found(detector: Detector, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 @dataclass(frozen=True)
 class Registered:
-    """One view: errors of the poses from the true and from the detected mask."""
+    """One view: errors of the poses from the true and from the detected mask.
+
+    found: whether the detected mask is there and where the object is.
+    """
 
     name: str
     diameter_m: float
     errors: tuple[PoseErrors, PoseErrors]
+    found: bool
 
 
 def registration_figures(
     detector: Detector, choice: EstimatorChoice, views: int
 ) -> dict[str, dict[str, float]]:
-    """Share of poses right within 0.1 diameter (ADD-S), percent, from true and detected masks."""
+    """Share of poses right within 0.1 diameter (ADD-S), percent, from true and detected masks: of
+    all views, and of those where the detector found the object, whose share is between them.
+    """
     results = [
         result
         for place in range(len(CAST))
@@ -144,12 +151,22 @@ def registration_figures(
     figures = {}
     for name in (*CAST, 'all'):
         own = [r for r in results if name in (r.name, 'all')]
-        limits = [RECALL_DIAMETER_SHARE * r.diameter_m for r in own]
+        found = [r for r in own if r.found]
         figures[name] = {
-            key: 100 * recall([r.errors[k].add_s_m for r in own], limits)
-            for k, key in enumerate(MASKS)
+            **right_shares(own),
+            'found': 100 * len(found) / len(own),
+            **{f'{key}, if found': value for key, value in right_shares(found).items()},
         }
     return figures
+
+
+def right_shares(results: Sequence[Registered]) -> dict[str, float]:
+    """Share of right poses by mask, percent; NaN of none."""
+    limits = [RECALL_DIAMETER_SHARE * r.diameter_m for r in results]
+    return {
+        key: 100 * recall([r.errors[k].add_s_m for r in results], limits) if results else np.nan
+        for k, key in enumerate(MASKS)
+    }
 
 
 def register_views(
@@ -167,7 +184,8 @@ def register_views(
         poses = [estimator.register(image.frame, mask).camera_from_object for mask in masks]
         truth = image.camera_from_object
         true, detected = (pose_errors(points, pose, truth) for pose in poses)
-        yield Registered(name, mesh.diameter_m, (true, detected))
+        covered = (masks[0] & masks[1]).sum() >= FOUND_SHARE * masks[0].sum()
+        yield Registered(name, mesh.diameter_m, (true, detected), bool(covered))
 
 
 def detected_mask(detector: Detector, image: TabletopImage, label: int) -> np.ndarray:
