@@ -42,4 +42,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope='module', autouse=True)
 def _nothing_of_earlier_modules() -> None:
     """DDS participants of earlier contexts go with what refers to them; see ros_contexts.py."""
+    gc.unfreeze()
     gc.collect()

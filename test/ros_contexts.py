@@ -14,6 +14,7 @@ import rclpy
 
 def begin_context() -> rclpy.Context:
     """Return a context that is initialised, alone in this process."""
+    gc.unfreeze()  # a node that was configured freezes all there is
     gc.collect()  # of earlier nodes, which refer to each other in circles
     context = rclpy.Context()
     rclpy.init(context=context)

@@ -117,6 +117,7 @@ def test_deactivate_waits_for_the_frame_in_work_and_does_not_publish_it(make_rig
 
 def test_cleanup_lets_go_of_everything_and_configure_builds_again(make_rig):
     rig = make_rig(connect=False)
+    assert gc.get_freeze_count() > 50_000, 'no later collection looks at what stays'
 
     class Big:
         """Stands in for engines and buffers."""
@@ -129,6 +130,7 @@ def test_cleanup_lets_go_of_everything_and_configure_builds_again(make_rig):
     rig.group, count = type(rig.group)(), rig.builds
     assert change(rig, Transition.TRANSITION_DEACTIVATE)
     assert change(rig, Transition.TRANSITION_CLEANUP)
+    assert gc.get_freeze_count() == 0
     gc.collect()
     assert gone() is None, 'cleanup keeps what configure made'
     assert not rig.node._timers, 'nothing ticks any more'
