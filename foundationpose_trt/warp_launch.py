@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import warp as wp
 
-from .cuda_streams import handle_of_current_stream, index_of
+from .cuda_streams import index_of, key_of_current_stream
 
 wp.config.log_level = wp.LOG_ERROR  # its banner is not for our users; errors still show
 
@@ -153,7 +153,7 @@ def stream_of(device: torch.device) -> wp.Stream | None:
     """Return torch's current stream for recorded launches; None on a CPU."""
     if device.type != 'cuda':
         return None
-    known = _streams.get((index_of(device), handle_of_current_stream(device)))
+    known = _streams.get(key_of_current_stream(device))
     if known is not None:
         return known
     _start_warp()

@@ -97,20 +97,28 @@ def _uncovered(
     One, where the largest layer lies before it and fits the box less. What a layer has outside the
     middle may be half a band from there, but not in another layer.
     """
-    lows = [0.0, *(part[-1] for part in parts[:-1])]
-    highs = [*(part[0] for part in parts[1:]), np.inf]
-    reaching = []
-    for part, low, high in zip(parts, lows, highs, strict=True):
-        nearest = max(low, min(part[0], np.median(part) - band_m / 2))
-        farthest = min(high, max(part[-1], np.median(part) + band_m / 2))
-        reaching.append(reaches_all_sides((depth_m > nearest) & (depth_m < farthest)))
     largest = max(range(len(parts)), key=lambda k: len(parts[k]))
+    if reaches_all_sides(_of_layer(depth_m, parts, largest, band_m)):
+        return values_m
     fitting = [
-        part
-        for part, reaches in zip(parts[largest + 1 :], reaching[largest + 1 :], strict=True)
-        if reaches and not fills_corners(as_deep_as(part, depth_m))
+        parts[k]
+        for k in range(largest + 1, len(parts))
+        if reaches_all_sides(_of_layer(depth_m, parts, k, band_m))
+        and not fills_corners(as_deep_as(parts[k], depth_m))
     ]
-    return max([] if reaching[largest] else fitting, key=len, default=values_m)
+    return max(fitting, key=len, default=values_m)
+
+
+def _of_layer(
+    depth_m: np.ndarray, parts: list[np.ndarray], place: int, band_m: float
+) -> np.ndarray:
+    """Pixels (h, w) bool of a box that may be of one of the layers of its middle."""
+    part, center_m = parts[place], np.median(parts[place])
+    low = parts[place - 1][-1] if place > 0 else 0.0
+    high = parts[place + 1][0] if place + 1 < len(parts) else np.inf
+    nearest = max(low, min(part[0], center_m - band_m / 2))
+    farthest = min(high, max(part[-1], center_m + band_m / 2))
+    return (depth_m > nearest) & (depth_m < farthest)
 
 
 def as_deep_as(part: np.ndarray, depth_m: np.ndarray) -> np.ndarray:

@@ -75,8 +75,7 @@ for _dtype in (wp.float32, wp.float16):  # before the first launch: each would b
 class Selector:
     """Takes the best pairs of query and class among some classes. Not thread-safe.
 
-    A dozen small operations of torch would take longer than the network of a small detector; one
-    kernel does what comes after the search.
+    One kernel does what comes after the search, where torch would launch one for each operation.
     """
 
     def __init__(self, columns: list[int], select: int, device: torch.device) -> None:

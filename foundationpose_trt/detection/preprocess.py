@@ -180,7 +180,7 @@ class KernelPreprocessor:
         self._launch((out.shape[2], out.shape[3]), stream_of(self._device))
 
     def _recorded(self, out: torch.Tensor) -> RecordedLaunch:
-        """Prepare the launch, which otherwise takes longer than the kernel."""
+        """Prepare the launch, once for all images of a kind."""
         height, width = out.shape[2:]
         scale = wp.vec2(self._source.height / height, self._source.width / width)
         arguments = [self._source, self._factor, self._offset, scale, as_warp(out)]

@@ -30,7 +30,7 @@ class RegisterStage:
 # The published schedule: five refinements of all 252, one scoring (foundationpose.md §3.5).
 FULL_SCHEDULE = (RegisterStage(5, 252),)
 # Depth tells most of the hypotheses to be wrong after one refinement and more after two, the
-# scorer the rest after three: four tenths of the cost, the same errors (docs/performance.md).
+# scorer the rest after three. docs/performance.md has times and errors of both schedules.
 PRUNED_SCHEDULE = (
     RegisterStage(1, 96, 'depth'),
     RegisterStage(1, 64, 'depth'),

@@ -9,8 +9,7 @@ import numpy as np
 from ..datatypes import CameraIntrinsics
 
 # No pixel of an object that moved by 0.3 diameters is left out, nor of the refiner's first crop
-# (1.2). Of starts that far off a quarter came out wrong with all of the image as well, and as
-# many, of starts up to 0.5 diameters off, with any ratio from 1.6 to 2.0 (45 views, 2026-11-26).
+# (1.2).
 NEIGHBOURHOOD_RATIO = 1.6
 FILTER_REACH_PX = 4  # the depth filters read two pixels around a pixel, twice
 NEAREST_M = 1e-3

@@ -123,8 +123,8 @@ class ImageNode(ManagedNode):
         self._latencies = LatencyTopics(self, self.latency_names, p.latency_window_s)
         self._make()
         self._health = HealthReports(self, self._statuses)
-        # A full collection stops all threads for tenths of a second, as long as it looks at the
-        # 300 000 objects of modules and networks, which stay anyway.
+        # A full collection stops all threads while it looks at every object of modules and
+        # networks, which stay anyway.
         gc.freeze()
 
     def _begin(self) -> None:
