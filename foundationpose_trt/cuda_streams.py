@@ -15,17 +15,16 @@ def index_of(device: torch.device) -> int:
     return torch.cuda.current_device() if device.index is None else device.index
 
 
-def key_of_current_stream(device: torch.device) -> tuple[int, int]:
-    """Return the number of a CUDA device and the cudaStream_t of torch's current stream of it."""
-    index = index_of(device)
-    if _raw is None:
-        return index, torch.cuda.current_stream(device).cuda_stream
-    return index, int(_raw(index))
-
-
 def handle_of_current_stream(device: torch.device) -> int:
     """Return the cudaStream_t of torch's current stream of a CUDA device."""
-    return key_of_current_stream(device)[1]
+    if _raw is None:
+        return torch.cuda.current_stream(device).cuda_stream
+    return int(_raw(index_of(device)))
+
+
+def key_of_current_stream(device: torch.device) -> tuple[int, int]:
+    """Return the number of a CUDA device and the cudaStream_t of torch's current stream of it."""
+    return index_of(device), handle_of_current_stream(device)
 
 
 def current_stream(device: torch.device) -> torch.cuda.Stream:
