@@ -82,7 +82,12 @@ setup(
         'train': [TORCH],
         'onnx': ONNX,
         # the reference implementation, to export and train detectors; none is needed to run them
-        'detector': ['rfdetr>=1.11.2,<1.12', 'supervision>=0.29', *ONNX],
+        'detector': [
+            'rfdetr>=1.11.2,<1.12',
+            'torch-linear-assignment>=0.1,<0.2; sys_platform == "linux"',  # of its loss, on GPUs
+            'supervision>=0.29',
+            *ONNX,
+        ],
         'tensorrt': ['tensorrt>=8.6', *ONNX],
         'rtx': [*TENSORRT_RTX, *ONNX],
         'ros': [

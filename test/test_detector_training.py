@@ -228,7 +228,9 @@ def test_sizes_that_no_network_has_are_refused(sizes, words):
         NarrowSize(**sizes)
 
 
-@pytest.mark.parametrize('package', ['rfdetr.config', 'supervision', 'onnx'])
+@pytest.mark.parametrize(
+    'package', ['rfdetr.config', 'supervision', 'onnx', 'torch_linear_assignment']
+)
 def test_a_missing_package_is_noticed_before_scenes_are_made(
     monkeypatch, tmp_path, capsys, package
 ):
@@ -239,7 +241,7 @@ def test_a_missing_package_is_noticed_before_scenes_are_made(
     module = sys.modules['foundationpose_trt.training.detector_network']
     monkeypatch.setattr(module.importlib, 'import_module', there)
     with pytest.raises(ValueError, match=rf'needs {package.split(".")[0]} .*\.\[detector\]'):
-        module.require_packages()
+        module.require_packages('cuda')
     monkeypatch.undo()
     monkeypatch.setattr(train_detector, 'compose_stages', lambda *_: pytest.fail('composed'))
     monkeypatch.setitem(sys.modules, package, None)
@@ -260,7 +262,7 @@ def test_a_missing_package_is_noticed_before_scenes_are_made(
 def test_wrong_sizes_are_noticed_before_scenes_are_made(
     monkeypatch, tmp_path, capsys, words, error
 ):
-    monkeypatch.setattr(train_detector, 'require_packages', lambda: None)
+    monkeypatch.setattr(train_detector, 'require_packages', lambda device_type: None)
     monkeypatch.setattr(detector_scenes, 'compose_stage', lambda *_: pytest.fail('composed'))
     words = ['train', 'detector', '--out', str(tmp_path), '--device', 'cpu', *words.split()]
     assert cli.main(words) == 2

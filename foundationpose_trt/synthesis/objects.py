@@ -179,17 +179,22 @@ def _atlas(
 def make_objects(
     seeds: Sequence[int], processes: int | None = None, progress: bool = True
 ) -> list[ObjectMesh]:
-    """Return the objects of the seeds, in order, made on several processes (None: all cores).
-
-    Workers are spawned: they neither inherit nor start a CUDA context.
-    """
+    """Return the objects of the seeds, in order, made on several processes (None: all cores)."""
     workers = min(processes or os.cpu_count() or 1, max(1, len(seeds) // 8))
     bar = {'total': len(seeds), 'desc': 'objects', 'unit': 'mesh', 'disable': not progress}
     if workers == 1:
         return list(tqdm(map(make_object, seeds), **bar))
-    spawn = multiprocessing.get_context('spawn')
-    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_use_one_thread) as pool:
+    with spawned_pool(workers) as pool:
         return list(tqdm(pool.map(make_object, seeds, chunksize=8), **bar))
+
+
+def spawned_pool(workers: int) -> ProcessPoolExecutor:
+    """Return processes for making objects and scenes, of one thread each.
+
+    They are spawned: they neither inherit nor start a CUDA context.
+    """
+    spawn = multiprocessing.get_context('spawn')
+    return ProcessPoolExecutor(workers, mp_context=spawn, initializer=_use_one_thread)
 
 
 def _use_one_thread() -> None:

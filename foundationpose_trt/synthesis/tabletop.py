@@ -96,11 +96,19 @@ class _Arrangement:
 
 @dataclass(frozen=True)
 class _Stage:
-    """The meshes of a scene, in slot order: target, clutter, occluder, table, floor, walls."""
+    """The meshes of a scene, in slot order: target, clutter, occluder, table, floor, walls.
+
+    sides: of target and clutter, as furniture.resting_sides.
+    """
 
     meshes: list[ObjectMesh]
-    clutter: int
+    sides: list[tuple[np.ndarray, np.ndarray]]
     half_m: float
+
+    @property
+    def clutter(self) -> int:
+        """Return how many objects lie around the target."""
+        return len(self.sides) - 1
 
     @property
     def occluder_slot(self) -> int:
@@ -234,7 +242,8 @@ def _set_stage(
         furniture.floor(2.0, furniture.backdrop_texture(int(seeds[0]), 512, 0.6)),
         furniture.walls(2.0, furniture.backdrop_texture(int(seeds[1]), 512, 0.6)),
     ]
-    return _Stage([target, *meshes, *room], len(others) - 1, half)
+    sides = [furniture.resting_sides(mesh) for mesh in (target, *meshes[:-1])]
+    return _Stage([target, *meshes, *room], sides, half)
 
 
 def _draw_distance(target: ObjectMesh, rng: np.random.Generator, settings: SceneSettings) -> float:
@@ -256,11 +265,11 @@ def _arrange(
     nothing may stand in front of the target. any_pose: the target leans at random instead of
     resting, so that every side of it is seen.
     """
-    placed = [_rest(stage.meshes[0], np.zeros(2), rng, any_pose)]
+    placed = [_rest(stage, 0, rng, any_pose)]
     discs = [(np.zeros(2), _radius(stage.meshes[0], placed[0]))]
-    for mesh in stage.meshes[1 : 1 + stage.clutter]:
-        pose = _rest(mesh, np.zeros(2), rng, False)
-        radius = _radius(mesh, pose)
+    for slot in range(1, 1 + stage.clutter):
+        pose = _rest(stage, slot, rng, False)
+        radius = _radius(stage.meshes[slot], pose)
         place = _free_place(discs, radius, rng, free_azimuth)
         pose[:2, 3] += place
         discs.append((place, radius))
@@ -283,16 +292,15 @@ def _arrange(
     )
 
 
-def _rest(
-    mesh: ObjectMesh, place_m: np.ndarray, rng: np.random.Generator, any_pose: bool
-) -> np.ndarray:
+def _rest(stage: _Stage, slot: int, rng: np.random.Generator, any_pose: bool) -> np.ndarray:
+    """Pose of an object that lies in the table's middle, or leans there in any way."""
     if any_pose and rng.random() < 0.6:
         rotation = Rotation.from_quat(rng.normal(size=4)).as_matrix()
     else:
-        normals, shares = furniture.resting_sides(mesh)
+        normals, shares = stage.sides[slot]
         turn = Rotation.from_rotvec([0, 0, rng.uniform(0, 2 * np.pi)]).as_matrix()
         rotation = turn @ furniture.turned_down(normals[rng.choice(len(normals), p=shares)])
-    return furniture.placed(mesh, rotation, place_m)
+    return furniture.placed(stage.meshes[slot], rotation, np.zeros(2))
 
 
 def _radius(mesh: ObjectMesh, pose: np.ndarray) -> float:

@@ -6,6 +6,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,18 @@ from ..datatypes import require
 from ..pose.networks import RefineNet, ScoreNet
 from ..pose.weights import write_manifest
 from ..synthesis.objects import HELD_OUT_FROM_SEED
+from ..training import processes
 from ..training.loop import Trainer, TrainSettings
 from ..training.refiner import train_refiner, validate_refiner
 from ..training.scenes import TrainingWorld
 from ..training.scorer import train_scorer, validate_scorer
 from ..training.world import make_world
-from .train_detector import add_detector_arguments, run_detector
+from .train_detector import (
+    add_detector_arguments,
+    check_detector,
+    judge_detector,
+    trained_detector,
+)
 
 HELP = 'train the refiner, the scorer or a small detector on rendered scenes'
 HELD_OUT_OBJECTS = 150
@@ -54,11 +61,18 @@ def run(options: argparse.Namespace) -> int:
     _check(options)
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision('high')
-    return run_detector(options) if options.network == 'detector' else _train_pose(options)
+    is_detector = options.network == 'detector'
+    train: Callable[..., Any] = trained_detector if is_detector else _train
+    judge: Callable[..., None] = judge_detector if is_detector else _judge
+    with processes.joined():
+        device = processes.own_device(options.device)
+        trained, is_first = train(options, device), processes.rank() == 0
+    if is_first:
+        judge(options, device, trained)
+    return 0
 
 
-def _train_pose(options: argparse.Namespace) -> int:
-    device = torch.device(options.device)
+def _train(options: argparse.Namespace, device: torch.device) -> Trainer:
     settings = TrainSettings(
         width=options.width,
         seconds=options.seconds,
@@ -68,21 +82,22 @@ def _train_pose(options: argparse.Namespace) -> int:
         compile=not options.no_compile,
     )
     world = make_world(range(options.objects), options.backgrounds, device)
+    if options.network == 'refiner':
+        return train_refiner(world, settings, options.out, options.resume)
+    refiner = _averaged_refiner(options.refiner, device)
+    return train_scorer(world, settings, options.out, options.resume, refiner)
+
+
+def _judge(options: argparse.Namespace, device: torch.device, trainer: Trainer) -> None:
     held_out_count = min(HELD_OUT_OBJECTS, options.objects)
     held_out = make_world(
         range(HELD_OUT_FROM_SEED, HELD_OUT_FROM_SEED + held_out_count), options.backgrounds, device
     )
-    if options.network == 'refiner':
-        trainer = train_refiner(world, settings, options.out, options.resume)
-    else:
-        refiner = _averaged_refiner(options.refiner, device)
-        trainer = train_scorer(world, settings, options.out, options.resume, refiner)
     metrics = _validate(trainer, held_out, options)
     print(json.dumps(metrics, indent=2))
     if options.json:
         options.json.write_text(json.dumps(metrics, indent=2) + '\n')
     _export(trainer, options, metrics)
-    return 0
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -100,6 +115,8 @@ def _check(options: argparse.Namespace) -> None:
     for name in ('resume', 'refiner'):
         path = getattr(options, name)
         require(path is None or path.is_file(), f'--{name} {path}: there is no such file')
+    if options.network == 'detector':
+        check_detector(options)
 
 
 def _averaged_refiner(path: Path, device: torch.device) -> RefineNet:

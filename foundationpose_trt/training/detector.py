@@ -98,8 +98,8 @@ def train_detector(
     if resume is not None:
         trainer.load(resume)
     if settings.seconds > 0:
-        g = torch.Generator(device).manual_seed(settings.seed * 7919 + trainer.step_count)
-        step = DetectorStep(trainer, detector, DetectionSampler(world, settings.batch, g))
+        sampler = DetectionSampler(world, settings.batch, trainer.generator(device))
+        step = DetectorStep(trainer, detector, sampler)
         run_stretch(trainer, NAME, step)
     else:
         trainer.save(NAME)

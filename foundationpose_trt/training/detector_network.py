@@ -19,7 +19,6 @@ from typing import Any
 import torch
 
 from ..datatypes import require
-from .assignment import provide_solver
 
 BACKBONE = 'tiny'  # a name the package knows the width of, and ships no configuration for
 REMEDY = "pip install '.[detector]'"
@@ -71,8 +70,7 @@ class NarrowDetector:
 
 def build_narrow(size: NarrowSize, classes: int, device: torch.device) -> NarrowDetector:
     """Build network and loss with random weights. Raises ValueError without rfdetr."""
-    require_packages()
-    provide_solver()
+    require_packages(device.type)
     config, defaults = _configuration(size, classes, device)
     builder = importlib.import_module('rfdetr.models.lwdetr')
     train_config = importlib.import_module('rfdetr.config').TrainConfig(
@@ -84,10 +82,14 @@ def build_narrow(size: NarrowSize, classes: int, device: torch.device) -> Narrow
     return NarrowDetector(network, criterion.to(device), config, size)
 
 
-def require_packages() -> None:
-    """Raise ValueError where a package is missing that training, judging or exporting needs."""
+def require_packages(device_type: str) -> None:
+    """Raise ValueError where a package is missing that training, judging or exporting needs.
+
+    device_type: cpu or cuda; there the package's loss wants a solver of assignments.
+    """
     os.environ.setdefault('HF_HUB_OFFLINE', '1')
-    for name in ('rfdetr.config', 'supervision', 'onnx'):
+    solver = ['torch_linear_assignment'] if device_type == 'cuda' else []
+    for name in ('rfdetr.config', 'supervision', 'onnx', *solver):
         try:
             importlib.import_module(name)
         except ImportError as error:

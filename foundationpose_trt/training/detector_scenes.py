@@ -6,10 +6,7 @@ with every draw.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
@@ -23,9 +20,10 @@ from ..pose.mesh import ObjectMesh
 from ..pose.mesh_bank import MeshBank
 from ..pose.rasterizer import Light, Rasterizer
 from ..synthesis.cast import CAST, cast_objects
-from ..synthesis.objects import HELD_OUT_FROM_SEED, TEXTURE_PX, make_object
+from ..synthesis.objects import HELD_OUT_FROM_SEED, TEXTURE_PX, make_object, spawned_pool
 from ..synthesis.sensor import ColorNoise, degrade_color
 from ..synthesis.tabletop import NoRoomError, SceneSettings, TabletopScene, compose_views
+from . import processes
 
 STRANGERS = 4  # other objects per stage, the last of them passes in front
 TRAINING_SEEDS = 3000  # of strangers
@@ -92,7 +90,7 @@ def _cast() -> list[ObjectMesh]:
 def compose_stages(
     seeds: Sequence[int], views: int, settings: SceneSettings, held_out: bool = False
 ) -> list[Stage]:
-    """Compose stages on all cores; workers neither inherit nor start a CUDA context.
+    """Compose stages on all cores, or this process's share of them.
 
     Raises ValueError for more than a DetectionWorld holds.
     """
@@ -104,12 +102,12 @@ def compose_stages(
         ' stages, or fewer views',
     )
     make = partial(compose_stage, views=views, settings=settings, held_out=held_out)
-    bar = {'total': len(seeds), 'desc': 'stages', 'unit': 'stage'}
-    workers = min(os.cpu_count() or 1, len(seeds))
+    silent = processes.rank() > 0
+    bar = {'total': len(seeds), 'desc': 'stages', 'unit': 'stage', 'disable': silent}
+    workers = min(processes.cores(), len(seeds))
     if workers == 1:
         return list(tqdm(map(make, seeds), **bar))
-    spawn = multiprocessing.get_context('spawn')
-    with ProcessPoolExecutor(workers, mp_context=spawn) as pool:
+    with spawned_pool(workers) as pool:
         return list(tqdm(pool.map(make, seeds), **bar))
 
 

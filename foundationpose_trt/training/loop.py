@@ -18,12 +18,18 @@ from tqdm import tqdm
 
 from ..datatypes import require
 from ..pose.weights import save_network
+from . import processes
 from .widen import is_half_width, widened
+
+PROCESSES_APART = 1_000_003  # of seeds
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """One stretch of training. seconds counts from the end of warm-up, not compile time."""
+    """One stretch of training. seconds counts from the end of warm-up, not compile time.
+
+    batch: of each process, where several train.
+    """
 
     width: float = 0.5
     seconds: float = 600.0
@@ -72,6 +78,7 @@ class Trainer:
         self.network = network
         self.settings = settings
         self.folder = folder
+        self.processes = processes.count()
         self.average = WeightAverage(network, settings.average_decay)
         self.optimizer = torch.optim.AdamW(
             network.parameters(),
@@ -84,6 +91,11 @@ class Trainer:
         self.resumed = False
         folder.mkdir(parents=True, exist_ok=True)
 
+    def generator(self, device: torch.device) -> torch.Generator:
+        """Return random numbers that no other stretch and no other process draws."""
+        stretch = self.settings.seed * 7919 + self.step_count
+        return torch.Generator(device).manual_seed(stretch + PROCESSES_APART * processes.rank())
+
     def rate(self, progress: float) -> float:
         """Learning rate: linear warm-up, then cosine to 2 % over progress 0..1."""
         warm = min(1.0, (self.step_count + 1) / self.settings.warmup_steps)
@@ -91,10 +103,14 @@ class Trainer:
         return self.settings.learning_rate * warm * cosine
 
     def step(self, loss: torch.Tensor, progress: float) -> None:
-        """One optimiser step on a scalar loss; gradient norm clipped at 1."""
+        """One optimiser step on a scalar loss; gradient norm clipped at 1.
+
+        Of several processes, on the mean of their losses.
+        """
         for group in self.optimizer.param_groups:
             group['lr'] = self.rate(progress)
         loss.backward()
+        processes.average_gradients(self.network.parameters())
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -144,24 +160,27 @@ class Trainer:
 def run_stretch(trainer: Trainer, name: str, one_step: Callable[[float], torch.Tensor]) -> None:
     """Call one_step(progress) -> detached loss until the seconds are over; checkpoints on the way.
 
-    The first two steps compile and are not counted.
+    The first two steps compile and are not counted. Of several processes the first has the clock,
+    reports and saves.
     """
-    settings = trainer.settings
+    settings, is_first = trainer.settings, processes.rank() == 0
     for _ in range(2):
         one_step(0.0)
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     start = saved = time.monotonic()
     running = None
-    with tqdm(total=int(settings.seconds), unit='s', desc=f'train {name}', mininterval=5) as bar:
-        while (elapsed := time.monotonic() - start) < settings.seconds:
+    bar_of = {'total': int(settings.seconds), 'unit': 's', 'desc': f'train {name}'}
+    with tqdm(**bar_of, mininterval=5, disable=not is_first) as bar:
+        while (elapsed := processes.of_first(time.monotonic() - start)) < settings.seconds:
             loss = one_step(elapsed / settings.seconds)
             running = loss if running is None else torch.lerp(running, loss, 0.02)
             if trainer.step_count % 100 == 0:
                 bar.set_postfix(step=trainer.step_count, loss=f'{running.item():.4f}')
                 bar.update(int(elapsed) - bar.n)
-            if time.monotonic() - saved > settings.checkpoint_seconds:
+            if is_first and time.monotonic() - saved > settings.checkpoint_seconds:
                 trainer.save(name)
                 saved = time.monotonic()
     trainer.trained_seconds += settings.seconds
-    trainer.save(name)
+    if is_first:
+        trainer.save(name)

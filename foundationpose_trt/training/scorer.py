@@ -53,7 +53,7 @@ class ScorerStep:
     ) -> None:
         settings = trainer.settings
         device = world.bank.device
-        self.g = torch.Generator(device).manual_seed(settings.seed * 7919 + trainer.step_count)
+        self.g = trainer.generator(device)
         self._trainer = trainer
         self._world = world
         self._extract = extract
