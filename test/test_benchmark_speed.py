@@ -216,7 +216,8 @@ def test_figures_of_a_gpu_have_tables():
     figures = {'p50_ms': 1.0, 'p99_ms': 2.0, 'max_ms': 3.0, 'cpu_ms': 0.5, 'repeats': 100}
     row = {
         'name': 'tensorrt', 'sizes': {480: figures}, 'together': figures, 'memory_mb': 900.0,
-        'weights_mb': 60.0, 'timeline': [{'name': 'move', 'us': 3.0, 'launches': 2.0}],
+        'weights_mb': 60.0,
+        'timelines': {'one object': [{'name': 'move', 'us': 3.0, 'launches': 2.0}]},
         'pose': {'add_s_auc': 96.0, 'add_auc': 90.0, 'rotation_deg': 2.0, 'translation_mm': 1.5},
     }  # fmt: skip
     content = {'weights': 'base', 'views': 8, 'rows': [row], 'worse': ['other']}

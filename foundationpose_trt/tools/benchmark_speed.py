@@ -160,17 +160,21 @@ def run_register(options: argparse.Namespace) -> dict[str, Any]:
     return _with_timelines(*_run(options, register_runners, _register_row), options, _registering)
 
 
+Call = Callable[[], object]
+CallsOf = Callable[[Setting, int], dict[str, Call]]
+
+
 def _with_timelines(
     content: dict[str, Any],
     runners: list[Runner],
     options: argparse.Namespace,
-    call_of: Callable[[Setting, int], Callable[[], object]],
+    calls_of: CallsOf,
 ) -> dict[str, Any]:
     """Add what the GPU does, when all is measured: the profiler stays in the process."""
     if torch.cuda.is_available():
         for runner, row in zip(runners, content['rows'], strict=True):
             if not runner.eager and 'failed' not in row:
-                made = partial(_timeline, runner, options, call_of)
+                made = partial(_timelines, runner, options, calls_of)
                 found = measured(f'timeline of {runner.name}', made)
                 if 'failed' not in found:
                     row |= found
@@ -254,29 +258,36 @@ def _open(runner: Runner, options: argparse.Namespace) -> Setting:
     return Setting(networks, settings, engines, runner.eager, memory)
 
 
-def _timeline(
+def _timelines(
     runner: Runner,
     options: argparse.Namespace,
-    call_of: Callable[[Setting, int], Callable[[], object]],
+    calls_of: CallsOf,
 ) -> Row:
-    """What the GPU does in one call, as a part of the row."""
+    """What the GPU does in a call of each kind, as a part of the row."""
+    found = {}
     with _exact(runner.rung):
-        call = call_of(_open(runner, options), options.heights[0])
-        for _ in range(3):
-            call()
-        return {'timeline': timeline(call, TIMELINE_CALLS)}
+        for name, call in calls_of(_open(runner, options), options.heights[0]).items():
+            for _ in range(3):
+                call()
+            found[name] = timeline(call, TIMELINE_CALLS)
+    return {'timelines': found}
 
 
-def _tracking(setting: Setting, height: int) -> Callable[[], object]:
+def _tracking(setting: Setting, height: int) -> dict[str, Call]:
     mesh = make_object(FIRST_VIEW_SEED)
-    runner, (frame, pose, _) = setting.make(mesh), timed_frame(height, mesh)
-    return lambda: runner.track(frame, [pose])
+    one, several = setting.make(mesh), setting.make(*[mesh] * TOGETHER)
+    frame, pose, _ = timed_frame(height, mesh)
+    poses = spread(frame, pose, mesh)
+    return {
+        'one object': lambda: one.track(frame, [pose]),
+        f'{TOGETHER} objects': lambda: several.track(frame, poses),
+    }
 
 
-def _registering(setting: Setting, height: int) -> Callable[[], object]:
+def _registering(setting: Setting, height: int) -> dict[str, Call]:
     mesh = make_object(FIRST_VIEW_SEED)
     runner, (frame, _, mask) = setting.make(mesh), timed_frame(height, mesh)
-    return lambda: runner.register(frame, mask)
+    return {'registration': lambda: runner.register(frame, mask)}
 
 
 def _track_row(setting: Setting, options: argparse.Namespace, tasks: list[PoseTask]) -> Row:

@@ -54,9 +54,9 @@ def _more_tables(rows: list[Row], height: Any) -> list[Table]:
             ('GPU memory at its most, MB', ['', 'all', "weights in torch's copy"], lines)
         )
     for row in rows:
-        if 'timeline' in row:
-            lines = [[r['name'], r['us'], r['launches']] for r in row['timeline']]
-            lines.append(['all', sum(r['us'] for r in row['timeline']), None])
-            title = f'{row["name"]}: what the GPU does in one call'
+        for kind, timeline in row.get('timelines', {}).items():
+            lines = [[r['name'], r['us'], r['launches']] for r in timeline]
+            lines.append(['all', sum(r['us'] for r in timeline), None])
+            title = f'{row["name"]}: what the GPU does in one call, {kind}'
             tables.append((title, ['', 'us', 'launches'], lines))
     return tables

@@ -20,6 +20,7 @@ OURS = [
     track_kernels.move,
     track_kernels.write_crops,
     track_kernels.count_evidence,
+    track_kernels.fetch,
     erode,
     smooth,
     rasterize,
