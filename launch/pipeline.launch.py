@@ -6,7 +6,6 @@ ros2 launch foundationpose_trt pipeline.launch.py model:=/path/to/detector objec
     camera_info_topic:=/camera/color/camera_info
 """
 
-import json
 import os
 
 from launch.action import Action
@@ -16,6 +15,7 @@ from launch_ros.actions import Node
 from launch_ros.substitutions import FindPackageShare
 
 from foundationpose_trt.ros.dds import node_environment
+from foundationpose_trt.ros.override_file import override_file
 from launch import LaunchContext, LaunchDescription
 
 PACKAGE = 'foundationpose_trt'
@@ -98,9 +98,12 @@ def generate_launch_description() -> LaunchDescription:
 
 def make_nodes(context: LaunchContext) -> list[Action]:
     """Make one process or two; only arguments that were given override the parameter files."""
-    overrides = {part: given_values(context, part) for part in (DETECTOR, TRACKER)}
-    given = LaunchConfiguration('use_sim_time').perform(context)
-    use_sim_time = {} if given == NOT_GIVEN else {'use_sim_time': given == 'true'}
+    files = {}
+    for part in (DETECTOR, TRACKER):
+        values = given_values(context, part)
+        files[part] = [LaunchConfiguration(f'{part}_params_file')]
+        if values:
+            files[part].append(override_file(f'{part}_node', values))
     shared = {
         'package': PACKAGE,
         'namespace': LaunchConfiguration('namespace'),
@@ -112,29 +115,18 @@ def make_nodes(context: LaunchContext) -> list[Action]:
             Node(
                 executable=f'{part}_node',
                 name=f'{part}_node',
-                # an empty dictionary would become a parameter file that rcl does not read
-                parameters=[
-                    LaunchConfiguration(f'{part}_params_file'),
-                    *([{**values, **use_sim_time}] if values or use_sim_time else []),
-                ],
+                parameters=own,
                 **shared,
             )
-            for part, values in overrides.items()
+            for part, own in files.items()
         ]
     arguments = []
-    for part, values in overrides.items():
-        file = LaunchConfiguration(f'{part}_params_file')
-        arguments += [f'--{part}', '--params-file', file]
-        for name, value in values.items():
-            arguments += ['-p', f'{name}:={json.dumps(value)}']
+    for part, own in files.items():
+        arguments.append(f'--{part}')
+        for file in own:
+            arguments += ['--params-file', file]
     # without a name: it would go to both nodes
-    node = Node(
-        executable='pipeline_node',
-        arguments=arguments,
-        parameters=[use_sim_time] if use_sim_time else [],
-        **shared,
-    )
-    return [node]
+    return [Node(executable='pipeline_node', arguments=arguments, **shared)]
 
 
 def given_values(context: LaunchContext, part: str) -> dict:
@@ -144,6 +136,9 @@ def given_values(context: LaunchContext, part: str) -> dict:
         given = LaunchConfiguration(name).perform(context)
         if given != NOT_GIVEN and part in parts:
             values[name] = read(name, kind, given)
+    use_sim_time = LaunchConfiguration('use_sim_time').perform(context)
+    if use_sim_time != NOT_GIVEN:
+        values['use_sim_time'] = switch(use_sim_time)
     return values
 
 

@@ -8,7 +8,6 @@ the CUDA context. Topics without a leading slash are then in the namespace of ea
 differs from camera to camera stands in params_file, under the nodes' names: /left/tracker_node.
 """
 
-import json
 import os
 
 from launch.action import Action
@@ -18,6 +17,7 @@ from launch_ros.actions import Node
 from launch_ros.substitutions import FindPackageShare
 
 from foundationpose_trt.ros.dds import node_environment
+from foundationpose_trt.ros.override_file import override_file
 from launch import LaunchContext, LaunchDescription
 
 PACKAGE = 'foundationpose_trt'
@@ -73,34 +73,49 @@ def generate_launch_description() -> LaunchDescription:
 
 def make_node(context: LaunchContext) -> list[Action]:
     """Make the node or nodes; only arguments that were given override params_file."""
-    given = {name: LaunchConfiguration(name).perform(context) for name, _, _ in OVERRIDES}
-    overrides = {
-        name: kind(given[name]) for name, kind, _ in OVERRIDES if given[name] != NOT_GIVEN
-    }
-    use_sim_time = LaunchConfiguration('use_sim_time').perform(context)
-    clock = {} if use_sim_time == NOT_GIVEN else {'use_sim_time': use_sim_time == 'true'}
+    values = given_values(context)
+    files = [LaunchConfiguration('params_file')]
+    if values:
+        files.append(override_file('tracker_node', values))
     cameras = LaunchConfiguration('namespaces').perform(context)
     if cameras != NOT_GIVEN:
-        return [one_process(context, namespaces(cameras), overrides, clock)]
-    overrides |= clock
+        return [one_process(context, namespaces(cameras), files)]
     node = Node(
         package=PACKAGE,
         executable='tracker_node',
         name='tracker_node',
         namespace=LaunchConfiguration('namespace'),
-        # an empty dictionary would become a parameter file that rcl does not read
-        parameters=[LaunchConfiguration('params_file'), *([overrides] if overrides else [])],
+        parameters=files,
         remappings=[(topic, LaunchConfiguration(f'{topic}_topic')) for topic in TOPICS],
         output='screen',
     )
     return [node]
 
 
-def one_process(context: LaunchContext, cameras: list[str], overrides: dict, clock: dict) -> Node:
+def given_values(context: LaunchContext) -> dict:
+    """Return parameters that were given as launch arguments."""
+    values = {}
+    for name, kind, _ in OVERRIDES:
+        given = LaunchConfiguration(name).perform(context)
+        if given != NOT_GIVEN:
+            values[name] = read(name, kind, given)
+    use_sim_time = LaunchConfiguration('use_sim_time').perform(context)
+    if use_sim_time != NOT_GIVEN:
+        values['use_sim_time'] = use_sim_time == 'true'
+    return values
+
+
+def read(name: str, kind: type, given: str) -> object:
+    """Return the value of an argument; raises ValueError naming it."""
+    try:
+        return kind(given)
+    except ValueError as error:
+        raise ValueError(f'launch argument {name}:={given}: {error}') from error
+
+
+def one_process(context: LaunchContext, cameras: list[str], files: list) -> Node:
     """Make the process of several nodes, one in each namespace."""
-    shared = ['--params-file', LaunchConfiguration('params_file')]
-    for name, value in overrides.items():
-        shared += ['-p', f'{name}:={json.dumps(value)}']
+    shared = [word for file in files for word in ('--params-file', file)]
     for topic in TOPICS:
         target = LaunchConfiguration(f'{topic}_topic').perform(context)
         shared += ['-r', f'{topic}:={target}']
@@ -108,13 +123,7 @@ def one_process(context: LaunchContext, cameras: list[str], overrides: dict, clo
     for namespace in cameras:
         arguments += ['--tracker', '-r', f'__ns:={namespace}', *shared]
     # without a name: it would go to all nodes
-    return Node(
-        package=PACKAGE,
-        executable='pipeline_node',
-        arguments=arguments,
-        parameters=[clock] if clock else [],
-        output='screen',
-    )
+    return Node(package=PACKAGE, executable='pipeline_node', arguments=arguments, output='screen')
 
 
 def namespaces(text: str) -> list[str]:

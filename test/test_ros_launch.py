@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import json
 import re
 import sys
 import types
@@ -80,6 +81,13 @@ def defaults(entities):
     return {a.args[0]: a.kwargs['default_value'] for a in declared}
 
 
+def overridden(path, node):
+    """What a file of ours overrides, of this node and no other."""
+    content = json.loads(Path(path).read_text())
+    assert set(content) == {f'/**/{node}'}
+    return content[f'/**/{node}']['ros__parameters']
+
+
 def field_names(kind):
     return {spec.name for spec in dataclasses.fields(kind)}
 
@@ -89,8 +97,9 @@ def test_tracker_launch_starts_the_node_with_only_what_was_given(launch_file):
     given = {**defaults(entities), 'mesh_file_path': '/m.obj', 'mesh_scale': '1'}
     (node,) = module.make_node(given)
     assert node.kwargs['executable'] == 'tracker_node'
-    file, overrides = node.kwargs['parameters']
+    file, own = node.kwargs['parameters']
     assert file.args == ('params_file',)
+    overrides = overridden(own, 'tracker_node')
     expected = {'mesh_file_path': '/m.obj', 'mesh_scale': 1.0}
     assert overrides == expected and isinstance(overrides['mesh_scale'], float)
     assert {name for name, *_ in module.OVERRIDES} <= field_names(TrackerParameters)
@@ -208,8 +217,9 @@ def test_pipeline_launch_gives_each_node_of_one_process_its_parameters(launch_fi
     expected = {DETECTOR: OF_DETECTOR, TRACKER: OF_TRACKER}
     for part, values in expected.items():
         probe = rclpy.create_node(
-            'probe', context=context, cli_args=dict(sections(words))[part], namespace='a/b'
-        )
+            f'{part[2:]}_node', context=context, cli_args=dict(sections(words))[part],
+            namespace='a/b',
+        )  # fmt: skip
         assert declare(probe, type(values)) == values
         assert probe.get_namespace() == '/a/b'
 
@@ -219,14 +229,14 @@ def test_pipeline_launch_starts_two_processes_on_request(launch_file):
     for node, expected in zip(nodes, (OF_DETECTOR, OF_TRACKER), strict=True):
         part = type(expected).__name__.removesuffix('Parameters').lower()
         assert node.kwargs['executable'] == node.kwargs['name'] == f'{part}_node'
-        file, overrides = node.kwargs['parameters']
+        file, own = node.kwargs['parameters']
         assert file.args == (f'{part}_params_file',)
+        overrides = overridden(own, f'{part}_node')
         assert overrides.pop('use_sim_time') is True
-        as_lists = {name: list(v) if isinstance(v, list) else v for name, v in overrides.items()}
         values = dataclasses.asdict(expected)
-        assert as_lists == {
+        assert overrides == {
             name: list(values[name]) if isinstance(values[name], tuple) else values[name]
-            for name in as_lists
+            for name in overrides
         }
 
 
@@ -247,29 +257,62 @@ def test_pipeline_launch_names_a_bad_argument(launch_file, name, value):
         pipeline_nodes(launch_file, **{name: value})
 
 
-def trackers_words(launch_file, **given):
+def test_tracker_launch_names_a_bad_argument(launch_file):
+    with pytest.raises(ValueError, match='launch argument mesh_scale:=abc'):
+        trackers_words(launch_file, mesh_scale='abc')
+
+
+OWN_FILE = """
+/**:
+  ros__parameters: {mesh_file_path: /for_all.obj, use_sim_time: true, min_support_px: 41}
+/left/tracker_node:
+  ros__parameters: {mesh_file_path: /for_left.obj, use_sim_time: true, mask_label: 7}
+"""
+
+
+@pytest.mark.parametrize('several', [True, False])
+def test_an_argument_wins_over_every_section_of_a_parameter_file(
+    launch_file, context, tmp_path, several
+):
+    file = tmp_path / 'own.yaml'
+    file.write_text(OWN_FILE)
+    given = {'mesh_file_path': '/given.obj', 'use_sim_time': 'false'}
+    if several:
+        words, _ = trackers_words(launch_file, file, namespaces='left', **given)
+        arguments = dict(sections(words))[TRACKER]
+    else:  # as launch writes what is in `parameters`
+        module, entities = launch_file('tracker')
+        (node,) = module.make_node({**defaults(entities), **given})
+        own = node.kwargs['parameters'][1]
+        arguments = ['--ros-args', '-r', '__ns:=/left', '--params-file', str(file)]
+        arguments += ['--params-file', own]
+    probe = rclpy.create_node('tracker_node', context=context, cli_args=arguments)
+    found = declare(probe, TrackerParameters)
+    assert found.mesh_file_path == '/given.obj'
+    assert probe.get_parameter('use_sim_time').value is False
+    assert (found.mask_label, found.min_support_px) == (7, 41)  # what was not given is the file's
+
+
+def trackers_words(launch_file, file=ROOT / 'config' / 'tracker.yaml', **given):
     """The words of the one process, as launch would start it."""
     module, entities = launch_file('tracker')
     (node,) = module.make_node({**defaults(entities), **given})
     assert node.kwargs['executable'] == 'pipeline_node' and 'name' not in node.kwargs
-    words = [
-        word if isinstance(word, str) else str(ROOT / 'config' / 'tracker.yaml')
-        for word in node.kwargs['arguments']
-    ]
+    words = [word if isinstance(word, str) else str(file) for word in node.kwargs['arguments']]
     return ['pipeline_node', *words, '--ros-args'], node
 
 
 def test_several_cameras_have_a_tracker_each_in_one_process(launch_file, context):
-    words, node = trackers_words(
+    words, _ = trackers_words(
         launch_file, namespaces='left, /arm/right', mesh_file_path='/m.obj', mesh_scale='0.001',
         image_topic='color/image_raw', depth_topic='/depth', use_sim_time='true',
     )  # fmt: skip
-    assert node.kwargs['parameters'] == [{'use_sim_time': True}]
     found = sections(words)
     assert [part for part, _ in found] == [TRACKER, TRACKER]
     for (_, arguments), namespace in zip(found, ('/left', '/arm/right'), strict=True):
-        probe = rclpy.create_node('probe', context=context, cli_args=arguments)
+        probe = rclpy.create_node('tracker_node', context=context, cli_args=arguments)
         assert probe.get_namespace() == namespace
+        assert probe.get_parameter('use_sim_time').value is True
         expected = TrackerParameters(mesh_file_path='/m.obj', mesh_scale=0.001)
         assert declare(probe, TrackerParameters) == expected
         assert probe.resolve_topic_name('image') == f'{namespace}/color/image_raw'
