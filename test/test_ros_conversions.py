@@ -200,6 +200,39 @@ def test_useless_camera_info_is_refused(change, words):
     assert isinstance(info, CameraInfo)
 
 
+RAW_K = [330.0, 0.0, 3.0, 0.0, 330.0, 2.5, 0.0, 0.0, 1.0]
+
+
+def test_the_camera_is_that_of_the_rectified_image():
+    """As image_proc publishes it: K and D of the raw image, P of the rectified one."""
+    info = conversions.camera_info_message(CAMERA, Header())
+    assert conversions.doubt_of_camera_info(info) == ''
+    info.k, info.d = RAW_K, [0.1, -0.25, 0.0, 0.0, 0.0]
+    info.p[3] = -30.0  # of the right camera of a pair
+    assert conversions.intrinsics_from_message(info) == CAMERA
+    doubt = conversions.doubt_of_camera_info(info)
+    assert 'fx 330.0' in doubt and f'{CAMERA.fx:.1f}' in doubt and 'image_rect' in doubt
+    info.p = [0.0] * 12  # not filled in
+    assert conversions.intrinsics_from_message(info).fx == 330.0
+    assert 'D begins 0.1' in conversions.doubt_of_camera_info(info)
+
+
+def test_a_lens_that_distorts_is_told_where_p_is_as_k():
+    info = conversions.camera_info_message(CAMERA, Header())
+    info.d = [0.0, 0.02, 0.0, 0.0, 0.0]
+    assert 'unless the image is rectified already' in conversions.doubt_of_camera_info(info)
+    info.k[0] += 0.3  # a driver that rounds
+    assert 'image_rect' not in conversions.doubt_of_camera_info(info)
+
+
+def test_a_p_of_no_pinhole_camera_is_refused():
+    info = conversions.camera_info_message(CAMERA, Header())
+    info.p[5] = -1.0
+    with pytest.raises(RejectedMessage, match='fy=-1') as caught:
+        conversions.intrinsics_from_message(info)
+    assert caught.value.rejection is Rejection.BAD_CAMERA_INFO
+
+
 def test_frame_keeps_stamp_and_frame_id_and_refuses_other_sizes():
     stamp = conversions.stamp_message(1_700_000_000_123456789)
     header = Header(frame_id='left_optical', stamp=stamp)

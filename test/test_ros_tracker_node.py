@@ -228,6 +228,17 @@ def test_unusable_messages_are_named_counted_and_survived(
     rig.until(lambda: rig.stamps() == [START_NS + 33 * MS])
 
 
+def test_a_camera_info_of_two_cameras_is_told_once(make_rig, capfd):
+    rig = make_rig()
+    raw = [400.0, 0.0, 30.0, 0.0, 400.0, 20.0, 0.0, 0.0, 1.0]
+    for shift_ns in range(3):
+        rig.send('camera_info', START_NS + shift_ns, k=raw)
+    rig.frame(START_NS, mask=True)
+    rig.until(lambda: rig.stamps() == [START_NS])
+    errors = capfd.readouterr().err
+    assert errors.count('fx 400.0') == 1 and 'which is used' in errors
+
+
 def test_camera_info_with_zero_k_is_refused_until_a_good_one_comes(make_rig, capfd):
     rig = make_rig()
     for _ in range(3):

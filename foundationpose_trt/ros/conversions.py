@@ -20,6 +20,7 @@ from foundationpose_trt.ros.other_encodings import color_by_library
 from foundationpose_trt.ros.rejections import RejectedMessage, Rejection
 
 NS_PER_S = 1_000_000_000
+SAME_CAMERA_PX = 0.5  # between K and P
 METRES_PER_16UC1 = 0.001  # REP 118: raw depth images hold millimetres
 # cv2's generic 8UCn says nothing about the order; images that reach ROS so come from cv2: B G R
 COLOR_LAYOUTS: dict[str, tuple[int, int | None]] = {
@@ -124,14 +125,40 @@ def mask_labels(message: Image) -> list[int]:
 
 
 def intrinsics_from_message(message: CameraInfo) -> CameraIntrinsics:
-    """Return K of a camera_info; the image must be rectified (distortion is not applied).
+    """Return the camera of the rectified image: the left of P, or K where P is left empty.
 
-    Raises RejectedMessage (BAD_CAMERA_INFO) for an all-zero K, skew or an empty size.
+    By sensor_msgs/CameraInfo K is that of the raw, distorted image. Raises RejectedMessage
+    (BAD_CAMERA_INFO) for an all-zero K, which says that the camera is not calibrated, for skew
+    and an empty size.
     """
+    size = message.width, message.height
     try:
-        return CameraIntrinsics.from_matrix(np.asarray(message.k), message.width, message.height)
+        raw = CameraIntrinsics.from_matrix(message.k, *size)
+        return CameraIntrinsics.from_matrix(_left_of_p(message), *size) if message.p[0] else raw
     except ValueError as error:
         raise RejectedMessage(Rejection.BAD_CAMERA_INFO, str(error)) from error
+
+
+def _left_of_p(message: CameraInfo) -> np.ndarray:
+    return np.asarray(message.p, np.float64).reshape(3, 4)[:, :3]
+
+
+def doubt_of_camera_info(message: CameraInfo) -> str:
+    """Return what a usable camera_info lets one doubt about the image, empty for nothing."""
+    k, p = np.reshape(message.k, (3, 3)), _left_of_p(message)
+    if message.p[0] and np.abs(k - p).max() > SAME_CAMERA_PX:
+        return (
+            f'camera_info has fx {k[0, 0]:.1f}, cx {k[0, 2]:.1f} in K and {p[0, 0]:.1f},'
+            f' {p[0, 2]:.1f} in P, which is used: the image must be the rectified one (image_rect,'
+            ' not image_raw), or poses are wrong'
+        )
+    if np.any(np.asarray(message.d)):
+        return (
+            f'camera_info tells of a distorted lens (D begins {message.d[0]:.3g}) and P is as K:'
+            ' unless the image is rectified already, poses are off by as much as the lens'
+            ' distorts; image_proc rectifies images'
+        )
+    return ''
 
 
 def frame_from_messages(

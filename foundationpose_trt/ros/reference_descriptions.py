@@ -46,8 +46,8 @@ DESCRIPTIONS: dict[str, Descriptions] = {
             ' through cv_bridge or rosbags-image',
             'depth': 'registered to `image` and of its size: 16UC1 or mono16 (`depth_unit_m` per'
             ' unit), 32FC1 or 64FC1 (metres); 0, NaN and infinity are invalid',
-            'camera_info': 'of `image`, whose K is used; the last one is kept, frames never wait'
-            ' for it',
+            'camera_info': 'of `image`, which is rectified: P is used, or K where P is empty;'
+            ' the last one is kept, frames never wait for it',
             'segmentation': 'one channel, of the size and with the stamp of its image;'
             ' `mask_label` tells which pixels are the object; used to register, not to track',
         },

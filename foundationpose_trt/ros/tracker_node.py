@@ -180,9 +180,10 @@ class TrackerNode(ImageNode):
         except RejectedMessage as error:
             self.reject(error)
             return
-        first = self._in.intrinsics is None
-        self._in.intrinsics = intrinsics
-        if first:
+        before, self._in.intrinsics = self._in.intrinsics, intrinsics
+        if before != intrinsics and (doubt := conversions.doubt_of_camera_info(message)):
+            self.get_logger().warning(doubt)
+        if before is None:
             self._in.wake()  # to warm up for this size
 
     def _on_image(self, message: Image) -> None:
