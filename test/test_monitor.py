@@ -220,6 +220,10 @@ def test_a_node_that_never_spoke_is_named_and_status_2(capsys):
     assert monitor.status(board, 3.0, options(), '') == 2
     board.take(array(stage(level=2)), 3.0)
     assert monitor.status(board, 3.0, options(), '') == 1
+    capsys.readouterr()
+    # of nothing that was heard, the status does not go without a word
+    assert monitor.status(board_of(summary_graph(TRACKER)), 1.0, options(), '') == 2
+    assert f'never heard: {TRACKER}' in capsys.readouterr().err
 
 
 def test_nothing_found_says_where_and_what_to_do(capsys, monkeypatch):

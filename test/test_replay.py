@@ -162,6 +162,9 @@ def test_command_writes_json_video_and_plot(scene_dir, weights_dir, tmp_path, ca
         (['--mode', 'register', '--gt-init'], '--gt-init is for --mode track'),
         (['--weights', 'huge'], 'weights "huge"'),
         (['--device', 'cuda:99'], 'cuda'),
+        (['--device', 'meta'], '--device is meta, must be cpu, cuda or cuda:N'),
+        (['--video', 'a.xyz'], "video a.xyz ends in '.xyz', must be .mp4"),
+        (['--plot', 'a.xyz'], "a.xyz ends in '.xyz', must be one of"),
     ],
 )
 def test_bad_input_is_one_clear_line(scene_dir, weights_dir, capsys, words, message):

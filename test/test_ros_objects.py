@@ -129,6 +129,14 @@ def test_two_objects_may_not_share_a_label_or_a_frame(tmp_path, field):
         named_objects(TrackerParameters(objects=('mug', 'drill')), nested)
 
 
+def test_an_object_without_a_mesh_and_a_folder_as_a_mesh_are_told_by_name(tmp_path):
+    parameters = TrackerParameters(objects=('mug',))
+    with pytest.raises(ValueError, match='parameter mug.mesh_file_path is empty: set it to'):
+        named_objects(parameters, {'mug': ObjectParameters()})
+    with pytest.raises(ValueError, match=f"mug.mesh_file_path '{tmp_path}'.*is a folder"):
+        named_objects(parameters, {'mug': ObjectParameters(mesh_file_path=str(tmp_path))})
+
+
 # vision_msgs is not on PyPI: classes with its fields and no others (ros2 branch, the .msg files)
 Vector3 = message(x=0.0, y=0.0, z=0.0)
 POSES = SimpleNamespace(

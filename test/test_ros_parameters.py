@@ -177,6 +177,23 @@ def test_required_parameters_are_asked_for_by_name(kind):
         kind()
 
 
+@pytest.mark.parametrize('name', ['debug', 'latency', 'qos_overrides'])
+def test_objects_must_not_be_called_as_topics_of_the_node(name):
+    with pytest.raises(ValueError, match=f"objects has '{name}'.*choose a name other than"):
+        TrackerParameters(objects=('mug', name))
+
+
+def test_a_single_object_needs_a_frame():
+    with pytest.raises(ValueError, match='tf_frame_name is empty'):
+        TrackerParameters(mesh_file_path='mug.obj', tf_frame_name='')
+    TrackerParameters(objects=('mug',), tf_frame_name='')  # named after the object there
+
+
+def test_an_empty_choice_is_shown():
+    with pytest.raises(ValueError, match=r"must be one of '' \(empty\), SEARCHING"):
+        PlayerParameters(scene='x', wait_for_state='TRACKIN')
+
+
 def test_depth_range_must_not_be_empty():
     with pytest.raises(ValueError, match='min_depth_m is 3.0 m and max_depth_m 2.0 m'):
         TrackerParameters(mesh_file_path='x.obj', min_depth_m=3.0, max_depth_m=2.0)

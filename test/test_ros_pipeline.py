@@ -153,3 +153,11 @@ def test_a_pipeline_without_a_mesh_ends_with_status_2(model, tmp_path):
     assert process.wait(60) == 2
     text = (tmp_path / 'log').read_text()
     assert 'mesh_file_path is empty' in text and 'Traceback' not in text
+
+
+@pytest.mark.parametrize('words', [['--tracker'], ['--tracker', '--ros-args']])
+def test_a_parameter_file_that_is_not_there_is_status_2(tmp_path, words):
+    process = start('pipeline_node', tmp_path / 'log', *words, '--params-file', '/no/such.yaml')
+    assert process.wait(60) == 2
+    text = (tmp_path / 'log').read_text()
+    assert 'cannot start' in text and '/no/such.yaml' in text and 'Traceback' not in text

@@ -23,6 +23,7 @@ from foundationpose_trt.synthesis.tabletop import (
     compose_views,
 )
 from foundationpose_trt.synthesis.tabletop_images import SensorNoise, TabletopRenderer
+from foundationpose_trt.tools import cli
 from foundationpose_trt.tools.cli import build_parser
 from foundationpose_trt.tools.overlay import draw_overlay, silhouette, write_video
 
@@ -110,6 +111,25 @@ def test_a_leaning_tower_does_not_rest_on_its_foot():
     tower.vertices[:, 0] += 0.4 * (tower.vertices[:, 2] + 0.1)
     normals, _ = furniture.resting_sides(mesh_of(tower))
     assert normals[:, 2].min() > -0.99
+
+
+@pytest.mark.parametrize(
+    ('words', 'message'),
+    [
+        ('--device gpu', '--device is gpu, must be cpu, cuda or cuda:N'),
+        ('--seed -1', '--seed is -1, must be at least 0'),
+        ('--object-seed -5', '--object-seed is -5'),
+        ('--width 0', '--width is 0, must be at least 16'),
+        ('--clutter 60 --device cpu', '--clutter 60: no room for a clutter object'),
+    ],
+)
+def test_bad_options_of_make_scene_are_one_line_and_leave_no_folder(
+    tmp_path, capsys, words, message
+):
+    folder = tmp_path / 'scene'
+    assert cli.main(['make-scene', str(folder), '--frames', '1', *words.split()]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count('\n') == 1 and not folder.exists()
 
 
 def test_shadow_falls_away_from_the_light():

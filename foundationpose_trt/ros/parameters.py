@@ -104,7 +104,8 @@ def check_values(parameters: Any) -> None:
         value, limits = getattr(parameters, spec.name), spec.metadata['limits']
         choices = spec.metadata['choices']
         if choices and value not in choices:
-            raise ValueError(f"{spec.name} is '{value}', must be one of {', '.join(choices)}")
+            words = ', '.join(choice or "'' (empty)" for choice in choices)
+            raise ValueError(f"{spec.name} is '{value}', must be one of {words}")
         if limits and not (math.isfinite(value) and limits[0] <= value <= limits[1]):
             unit = f' {spec.metadata["unit"]}' if spec.metadata['unit'] else ''
             raise ValueError(

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import rclpy
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.logging import get_logger
 from rclpy.signals import SignalHandlerOptions
 
@@ -22,6 +23,10 @@ from foundationpose_trt.ros.worker import WorkerFailed
 
 SPIN_TIMEOUT_S = 0.1  # how long a signal may wait while no message arrives
 CLOSE_S = 0.5  # how long the end of the process waits for frames in work, all nodes together
+BAD_ARGUMENTS = (
+    rclpy_implementation.RCLInvalidROSArgsError,
+    rclpy_implementation.UnknownROSArgsError,
+)
 FAILED = 1
 BAD_INPUT = 2
 
@@ -94,10 +99,14 @@ def run_nodes(
     """
     stop = StopRequest()
     use_shared_memory_profile()
-    rclpy.init(
-        args=list(arguments) if arguments is not None else None,
-        signal_handler_options=SignalHandlerOptions.NO,
-    )
+    try:
+        rclpy.init(
+            args=list(arguments) if arguments is not None else None,
+            signal_handler_options=SignalHandlerOptions.NO,
+        )
+    except rclpy_implementation.RCLError as error:  # a parameter file that is not there, for one
+        get_logger(name).fatal(f'cannot start: {error}')
+        return BAD_INPUT
     status, all_ended = BAD_INPUT, True
     nodes: list[RunnableNode] = []
     try:
@@ -105,7 +114,7 @@ def run_nodes(
             nodes.append(make())
         executor = make_executor()
         _start(nodes, stop)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, *BAD_ARGUMENTS) as error:
         get_logger(name).fatal(f'cannot start: {error}')
         all_ended = _close(nodes)
     else:

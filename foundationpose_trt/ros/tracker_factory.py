@@ -191,8 +191,13 @@ def runtime_figures(estimator: PoseEstimator, backend: str) -> dict[str, Any]:
 
 
 def _load_mesh(prefix: str, file: str, scale: float) -> ObjectMesh:
+    require(
+        bool(file),
+        f'parameter {prefix}mesh_file_path is empty: set it to the mesh of the object (obj, ply,'
+        ' glb or stl)',
+    )
     path = Path(file).expanduser()
     with naming(f"{prefix}mesh_file_path '{path}' (mesh_scale {scale:g})"):
         if not path.is_file():
-            raise ValueError('no such file')
+            raise ValueError('is a folder, not a file' if path.is_dir() else 'no such file')
         return load_mesh(path, scale)

@@ -12,6 +12,7 @@ from foundationpose_trt.ros.parameters import check_values, parameter
 
 NAME = re.compile('[A-Za-z](_?[A-Za-z0-9])*')
 MOST_OBJECTS = 32
+RESERVED_NAMES = ('debug', 'latency', 'qos_overrides')
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,11 @@ class TrackerParameters(CameraNodeParameters):
                 'mesh_file_path is empty: set it to the mesh of the object (obj, ply, glb or stl),'
                 ' e.g. -p mesh_file_path:=/path/to/object.obj'
             )
+        elif not self.tf_frame_name:
+            raise ValueError(
+                'tf_frame_name is empty: name the frame of the object; with publish_tf:=false no'
+                ' transform is broadcast'
+            )
         symmetry_rotations(self.symmetry_axes)  # raises for one that cannot be read
         if self.min_depth_m >= self.max_depth_m:
             raise ValueError(
@@ -204,6 +210,11 @@ def check_names(names: tuple[str, ...]) -> None:
             raise ValueError(
                 f"objects has '{name}': a name must be letters, digits and single '_', and begin"
                 ' with a letter, since it becomes part of topic names'
+            )
+        if name in RESERVED_NAMES:
+            raise ValueError(
+                f"objects has '{name}': its topics or parameters would be mixed up with those of"
+                f' the node; choose a name other than {", ".join(RESERVED_NAMES)}'
             )
     if len(set(names)) < len(names) or len(names) > MOST_OBJECTS:
         raise ValueError(

@@ -14,6 +14,8 @@ import torch
 from ..datatypes import require
 from ..pose.backends import BACKENDS, NetworkEngines, open_engines
 from ..pose.estimator import (
+    CPU_CHUNK,
+    CUDA_CHUNK,
     FULL_SCHEDULE,
     PRUNED_SCHEDULE,
     EstimatorSettings,
@@ -26,7 +28,13 @@ from ..runtime.choice import BackendChoice
 from ..runtime.graph_cache import ENABLING_VARIABLE, capacity_by_environment
 
 SCHEDULES = {'full': FULL_SCHEDULE, 'pruned': PRUNED_SCHEDULE}
+DEVICES = re.compile(r'cpu|cuda(:\d+)?')
 STAGES = re.compile(r'\d+:\d+(:[a-z]+)?(,\d+:\d+(:[a-z]+)?)*')
+
+
+def default_device() -> str:
+    """Return cuda where there is one, else cpu."""
+    return 'cuda' if torch.cuda.is_available() else 'cpu'
 
 
 def schedule_of(text: str) -> tuple[RegisterStage, ...]:
@@ -108,7 +116,7 @@ def add_estimator_arguments(parser: argparse.ArgumentParser) -> None:
         default=0,
         metavar='N',
         help='hypotheses of a registration that go through the networks at once: fewer need less'
-        ' memory; default: all on CUDA, 16 on a CPU',
+        f' memory; default: {CUDA_CHUNK} on CUDA, {CPU_CHUNK} on a CPU',
     )
     group.add_argument(
         '--backend',
@@ -130,16 +138,27 @@ def add_estimator_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def checked_device(name: str) -> str:
+    """Return the name of a device that is there; raises ValueError for any other."""
+    require(
+        DEVICES.fullmatch(name) is not None, f'--device is {name}, must be cpu, cuda or cuda:N'
+    )
+    if name != 'cpu':
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        require(
+            count > 0,
+            f'--device {name}: PyTorch finds no CUDA device; use --device cpu, or install the'
+            ' driver and a CUDA build of PyTorch',
+        )
+        number = int(name.partition(':')[2] or 0)
+        require(number < count, f'--device {name}: there are {count}, from cuda:0 on')
+    return name
+
+
 def chosen_estimator(options: argparse.Namespace) -> EstimatorChoice:
     """Fill in what the options leave open; raises ValueError for CUDA where there is none."""
-    has_cuda = torch.cuda.is_available()
-    device = options.device or ('cuda' if has_cuda else 'cpu')
+    device = checked_device(options.device or default_device())
     on_cuda = device.startswith('cuda')
-    require(
-        has_cuda or not on_cuda,
-        f'--device {device}: PyTorch finds no CUDA device; use --device cpu, or install the'
-        ' driver and a CUDA build of PyTorch',
-    )
     schedule = options.schedule or ('full' if on_cuda else 'pruned')
     # both are checked here, before anything is loaded
     EstimatorSettings(schedule=schedule_of(schedule), chunk=options.chunk)

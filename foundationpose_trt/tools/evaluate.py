@@ -75,7 +75,15 @@ def run(options: argparse.Namespace) -> int:
     for name, (cuda, cpu) in DEFAULTS.items():
         if getattr(options, name) is None:
             setattr(options, name, cuda if on_cuda else cpu)
-        require(getattr(options, name) >= 0, f'--{name}: must not be negative')
+        value, word = getattr(options, name), name.replace('_', '-')
+        require(value >= 0, f'--{word} is {value}, must not be negative')
+    require(options.mask_error >= 0, f'--mask-error is {options.mask_error}, must not be negative')
+    require(
+        options.workers is None or options.workers >= 1,
+        f'--workers is {options.workers}, must be at least 1',
+    )
+    if options.plot:
+        report.check_plot(options.plot)
     trials = _trials(options)
     real = [BopScene.open(folder) for folder in options.real]  # a wrong path fails at once
     _compile_kernels(choice)
@@ -102,6 +110,11 @@ def run(options: argparse.Namespace) -> int:
 def _trials(options: argparse.Namespace) -> list[Trial]:
     """Tracks first: they take longest, so none is left to run alone at the end."""
     kinds = list(MOTIONS)
+    require(
+        options.objects == 0 or options.frames_per_object >= 1,
+        f'--frames-per-object is {options.frames_per_object}, must be at least 1; --objects 0'
+        ' leaves registration out',
+    )
     require(options.track_length >= 10, f'--track-length is {options.track_length}, below 10')
     tracks: list[Trial] = [
         TrackTrial(FIRST_TRACK_SEED + k, options.track_length, kinds[k % 3], options.gt_init)

@@ -10,6 +10,7 @@ from ..datatypes import require
 from ..detection.export import FORMATS, SIZES, DetectorExport, export_detector
 from ..pose.export import OUTPUTS, ensure_onnx, export_request
 from ..pose.weights import PRECISIONS, load_networks
+from .estimator_options import checked_device
 
 HELP = 'write refiner and scorer, or an RF-DETR detector, as files for TensorRT or ONNX Runtime'
 SUBJECTS = ('pose', 'detector')
@@ -65,6 +66,10 @@ def run(options: argparse.Namespace) -> int:
 
 def _export_pose(options: argparse.Namespace) -> int:
     """Write <out>/<network>.onnx and its manifest, for what is not up to date."""
+    require(
+        not options.size and not options.classes,
+        '--size and --classes are of detectors: the weight set tells the networks of a pose',
+    )
     batch = _batch(options.batch or 'dynamic')
     precision = options.precision or 'fp32'
     networks = load_networks(options.weights)
@@ -83,6 +88,7 @@ def _export_pose(options: argparse.Namespace) -> int:
 
 def _export_detector(options: argparse.Namespace) -> int:
     """Write the detector's files and <out>/detector.json."""
+    checked_device(options.device)
     request = DetectorExport(
         checkpoint=None if options.weights == 'none' else Path(options.weights),
         size=options.size,

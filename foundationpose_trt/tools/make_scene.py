@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from ..datatypes import require
@@ -18,9 +17,16 @@ from ..pose.mesh import ObjectMesh
 from ..scenes.bop import BopWriter
 from ..synthesis.camera_path import MotionLimits
 from ..synthesis.objects import HELD_OUT_FROM_SEED, make_object
-from ..synthesis.tabletop import Motion, SceneSettings, TabletopScene, compose_sequence
+from ..synthesis.tabletop import (
+    Motion,
+    NoRoomError,
+    SceneSettings,
+    TabletopScene,
+    compose_sequence,
+)
 from ..synthesis.tabletop_images import SensorNoise, TabletopImage, TabletopRenderer
 from ..synthesis.textures import wood
+from .estimator_options import checked_device, default_device
 
 HELP = 'render a BOP scene: a textured object on a cluttered table, with ground truth'
 OBJECT_ID = 1
@@ -39,7 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--object-seed', type=int, default=DEMO_TARGET, help='of the procedural object'
     )
-    parser.add_argument('--clutter', type=int, default=6, help='objects beside the target')
+    parser.add_argument(
+        '--clutter', type=int, default=6, help='objects beside the target, at least 1'
+    )
     parser.add_argument('--width', type=int, default=640)
     parser.add_argument('--height', type=int, default=480)
     parser.add_argument(
@@ -47,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument('--held', action='store_true', help='the target moves, as if in a hand')
     parser.add_argument('--no-noise', action='store_true', help='a perfect RGB-D camera')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--device', default=default_device())
 
 
 def run(options: argparse.Namespace) -> int:
@@ -55,11 +63,18 @@ def run(options: argparse.Namespace) -> int:
     require(options.speed > 0, f'--speed is {options.speed}, must be positive')
     require(options.clutter >= 1, f'--clutter is {options.clutter}, must be at least 1')
     require(options.frames >= 1, f'--frames is {options.frames}, must be at least 1')
-    with BopWriter(options.out) as writer:
+    for name, least in (('width', 16), ('height', 16), ('seed', 0), ('object_seed', 0)):
+        value, word = getattr(options, name), name.replace('_', '-')
+        require(value >= least, f'--{word} is {value}, must be at least {least}')
+    device = checked_device(options.device)
+    try:
         scene = compose_demo(options)
+    except NoRoomError as error:
+        raise ValueError(f'--clutter {options.clutter}: {error}') from error
+    with BopWriter(options.out) as writer:
         writer.add_model(OBJECT_ID, scene.meshes[0])
         noise = SensorNoise.none() if options.no_noise else SensorNoise.video()
-        images = TabletopRenderer(scene, options.device, batch=4).images(options.seed, noise)
+        images = TabletopRenderer(scene, device, batch=4).images(options.seed, noise)
         _write(writer, tqdm(images, 'rendering', len(scene), unit='frame'))
     print(f'{options.out}: {len(scene)} frames of object {OBJECT_ID}, {scene.meshes[0].name}')
     return 0

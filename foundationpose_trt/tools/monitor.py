@@ -250,7 +250,8 @@ def status(board: Board, now_s: float, options: argparse.Namespace, namespace: s
         print(f'foundationpose-trt: error: {nothing_found(options, namespace)}', file=sys.stderr)
         return NOTHING_FOUND
     # while live, a node that has just come up may not have had its second yet
-    unheard = board.unheard(now_s, for_s=0.0 if options.once else SILENT_S)
+    live = not options.once and board.heard_any()
+    unheard = board.unheard(now_s, for_s=SILENT_S if live else 0.0)
     if unheard:
         print(f'foundationpose-trt: error: {never_heard(unheard)}', file=sys.stderr)
     if board.breaches:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from ..datatypes import require
 from .monitor_model import SILENT_S, NodeReport, Stage
 
 if TYPE_CHECKING:
@@ -91,13 +90,9 @@ class History:
     """
 
     def __init__(self, path: Path) -> None:
-        from matplotlib.backend_bases import FigureCanvasBase
+        from .report import check_plot  # it imports matplotlib
 
-        kinds = sorted(FigureCanvasBase.get_supported_filetypes())
-        require(
-            path.suffix[1:].lower() in kinds,
-            f"--plot: {path} ends in '{path.suffix}', must be one of .{', .'.join(kinds)}",
-        )
+        check_plot(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self.series: dict[tuple[str, str], Series] = {}

@@ -99,6 +99,7 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], rate_hz: float =
     require(rate_hz > 0, f'video rate is {rate_hz} Hz, must be positive')
     path.parent.mkdir(parents=True, exist_ok=True)
     writer, count, shape = None, 0, None
+    check_video(path)
     for frame in frames:
         if writer is None:
             shape = frame.shape
@@ -115,6 +116,11 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], rate_hz: float =
     writer.release()
     _check_playback(path, count)
     return count
+
+
+def check_video(path: Path) -> None:
+    """Refuse a file that cannot be an mp4."""
+    require(path.suffix.lower() == '.mp4', f"video {path} ends in '{path.suffix}', must be .mp4")
 
 
 def _check_playback(path: Path, count: int) -> None:

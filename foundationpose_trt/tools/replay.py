@@ -22,7 +22,7 @@ from ..scenes.bop import BopScene
 from ..scenes.metrics import PoseErrors, pose_errors, summarize_errors, surface_points
 from . import report
 from .estimator_options import add_estimator_arguments, chosen_estimator
-from .overlay import draw_overlay, write_video
+from .overlay import check_video, draw_overlay, write_video
 
 HELP = 'register or track an object over a BOP scene and compare with its ground truth'
 VIDEO_RATE_HZ = 30.0
@@ -95,6 +95,10 @@ def run(options: argparse.Namespace) -> int:
         not (options.gt_init and options.mode == 'register'),
         '--gt-init is for --mode track: registration starts from the mask alone',
     )
+    if options.plot:
+        report.check_plot(options.plot)
+    if options.video:
+        check_video(options.video)
     scene = BopScene.open(options.scene, options.models, options.frames)
     object_id = _object_id(scene, options.object)
     mesh = load_mesh(scene.model_path(object_id), options.scale)

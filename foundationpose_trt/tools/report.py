@@ -11,10 +11,12 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from ..datatypes import require
 from ..scenes.metrics import AUC_MAX_M
 
 INK = {'add': '#c1502e', 'add_s': '#2a6f97', 'rotation': '#7a4fa3', 'grid': '#d9d9d9'}
@@ -96,6 +98,15 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def check_plot(path: Path) -> None:
+    """Refuse a file of a kind that matplotlib does not write."""
+    kinds = sorted(FigureCanvasBase.get_supported_filetypes())
+    require(
+        path.suffix[1:].lower() in kinds,
+        f"--plot: {path} ends in '{path.suffix}', must be one of .{', .'.join(kinds)}",
+    )
 
 
 def save_plot(path: str | Path, figure: Figure) -> None:

@@ -22,6 +22,7 @@ from ..training.refiner import train_refiner, validate_refiner
 from ..training.scenes import TrainingWorld
 from ..training.scorer import train_scorer, validate_scorer
 from ..training.world import make_world
+from .estimator_options import checked_device, default_device
 from .train_detector import (
     add_detector_arguments,
     check_detector,
@@ -46,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--learning-rate', type=float, default=defaults.learning_rate)
     parser.add_argument('--objects', type=int, default=3000, help='procedural objects to make')
     parser.add_argument('--backgrounds', type=int, default=300)
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--device', default=default_device())
     parser.add_argument('--resume', type=Path, help='a .checkpoint.pt to go on from')
     parser.add_argument('--refiner', type=Path, help='refiner .checkpoint.pt (scorer training)')
     parser.add_argument('--validation-batches', type=int, default=16)
@@ -107,6 +108,7 @@ def _check(options: argparse.Namespace) -> None:
         f'--objects is {options.objects}, must be 1..{HELD_OUT_FROM_SEED}: later seeds are held'
         ' out',
     )
+    checked_device(options.device)
     require(options.backgrounds > 0, f'--backgrounds is {options.backgrounds}, must be positive')
     require(
         options.network != 'scorer' or options.refiner is not None,
