@@ -129,6 +129,20 @@ def test_intervals_hold_what_they_promise():
     assert high - low > 1.5 * (alone[1] - alone[0])
 
 
+def test_the_same_loss_of_every_object_is_no_chance(compared):
+    before = frames(np.random.default_rng(11))
+    after = [
+        {**row, 'add_mm': 60.0, 'add_s_mm': 60.0} if k % VIEWS == 0 else row
+        for k, row in enumerate(before)
+    ]
+    status, content, _ = compared(before, after)
+    row = content['ADD-S < 0.1 diameter']
+    assert row['difference'] < -30 and status == 1
+    assert row['interval'][1] < 0
+    with_one_mean = interval_of_mean(np.tile([0.0, -30.0], 12), np.repeat(np.arange(12), 2))
+    assert with_one_mean == (-15.0, -15.0)
+
+
 def test_few_objects_have_no_interval(compared):
     rng = np.random.default_rng(8)
     status, content, _ = compared(frames(rng, objects=9), frames(rng, 50.0, objects=9))

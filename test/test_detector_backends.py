@@ -26,6 +26,7 @@ from foundationpose_trt.detection.manifest import (
     write_manifest,
 )
 from foundationpose_trt.runtime.choice import BackendChoice
+from foundationpose_trt.runtime.engine_manifest import Platform
 from foundationpose_trt.runtime.onnx_engine import OnnxEngine
 from foundationpose_trt.runtime.specs import TensorSpec
 from foundationpose_trt.runtime.torch_engine import TorchEngine
@@ -176,6 +177,8 @@ def test_a_half_network_that_was_not_exported_is_made_once_beside_the_engines(tm
 class Half:
     """Stands for TensorRT: half engines that compute something else, and those in fp32."""
 
+    here = Platform('tensorrt', '8.6.1', 'H100', '9.0')
+
     def __init__(self, monkeypatch: pytest.MonkeyPatch, found: float = 0.34) -> None:
         self.opened, self.compared, self.noted, self.found = [], [], {}, found
         monkeypatch.setattr(backends._Opening, 'chosen', lambda _: ('tensorrt', 'it fits'))
@@ -183,9 +186,14 @@ class Half:
         monkeypatch.setattr(backends, 'agreement', self._compare)
         monkeypatch.setattr(backends, 'record_tolerance', self._note)
         monkeypatch.setattr(backends, 'read_engine_manifest', self._manifest)
+        monkeypatch.setattr(backends, 'load_api', lambda _: None)
+        monkeypatch.setattr(backends, 'platform_of', lambda *_: self.here)
 
     def _manifest(self, plan):
-        return SimpleNamespace(tolerance=self.noted.get(plan, {'random_inputs_relative': 0.5}))
+        return SimpleNamespace(
+            tolerance=self.noted.get(plan, {'random_inputs_relative': 0.5}), backend='tensorrt',
+            version='8.6.1', version_compatible=False, gpu='H100', compute_capabilities=('9.0',),
+        )  # fmt: skip
 
     def _open(self, plan, *_, **__):
         self.opened.append(plan.parts[-3].rsplit('_')[-1])
@@ -215,6 +223,17 @@ def test_half_that_computes_something_else_gives_way_to_fp32(folder, monkeypatch
     assert 'only 34% are those of the fp32 network' in caplog.text and len(engines.compared) == 2
     with pytest.raises(UntrustedEngineError, match='use precision fp32'):
         open_detector(folder, 'cuda', 'fp16', choice)
+
+
+@pytest.mark.parametrize('change', [{'version': '10.13.3'}, {'gpu': 'RTX 4090'}])
+def test_half_is_tried_again_where_another_tensorrt_or_gpu_runs_it(folder, monkeypatch, change):
+    engines = Half(monkeypatch)
+    choice = BackendChoice(folder=folder / 'engines')
+    open_detector(folder, 'cuda', 'auto', choice)
+    engines.opened.clear()
+    engines.here = dataclasses.replace(engines.here, **change)
+    open_detector(folder, 'cuda', 'auto', choice)
+    assert engines.opened == ['fp16', 'fp32']
 
 
 def test_half_that_is_right_runs(folder, monkeypatch):

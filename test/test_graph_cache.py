@@ -160,6 +160,30 @@ def test_a_retired_cache_keeps_nothing_that_comes_late():
     assert rig.order() == [] and rig.closed() == [1, 2] and rig.flushes == 2
 
 
+def test_a_retired_cache_that_is_bound_again_serves_again():
+    rig, engine = Rig(capacity=3), object()
+    rig.cache.bind(engine)
+    rig.cache.retire()
+    rig.cache.bind(engine)
+    for _ in range(3):
+        with rig.cache.lease(key_of(1), lambda: rig.make(1)):
+            pass
+    stats = rig.cache.stats()
+    assert (stats.hits, stats.misses, rig.cache.get_current_size()) == (2, 1, 1)
+
+
+def test_a_cache_that_two_sessions_share_is_cleared_by_the_last():
+    rig, engine = Rig(capacity=3), object()
+    rig.cache.bind(engine)
+    rig.cache.bind(engine)
+    with rig.cache.lease(key_of(1), lambda: rig.make(1)):
+        pass
+    rig.cache.retire()
+    assert key_of(1) in rig.cache
+    rig.cache.retire()
+    assert rig.cache.get_current_size() == 0
+
+
 def test_one_cache_serves_one_engine():
     cache, engine = CudaGraphCache(2), object()
     cache.bind(engine)

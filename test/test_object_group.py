@@ -241,7 +241,8 @@ def test_the_scorer_is_asked_for_each_object_at_its_interval():
     assert outcomes == [[OK, OK], [OK, OK], [OK, Outcome.LOW_QUALITY], [OK, OK]]
     assert [poses[0, 0, 3] for poses in one.scored] == [1, 3]
     assert [poses[0, 0, 3] for poses in two.scored] == [2, 3]
-    np.testing.assert_array_equal(two.scored[0][1:], turned_copies(two.scored[0][0]))
+    copies = turned_copies(two.scored[0][0], two.center_m)
+    np.testing.assert_array_equal(two.scored[0][1:], copies)
 
 
 # --- what is refused -------------------------------------------------------------------------

@@ -173,7 +173,8 @@ def test_the_scorer_is_asked_at_its_interval():
     assert [row[2] for row in rows] == [Outcome.OK] * 9
     assert [poses[0, 0, 3] for poses in estimator.scored] == [2, 5, 8]
     for poses in estimator.scored:
-        np.testing.assert_array_equal(poses, [poses[0], *turned_copies(poses[0])])
+        copies = turned_copies(poses[0], estimator.center_m)
+        np.testing.assert_array_equal(poses, [poses[0], *copies])
 
 
 def test_no_scorer_by_default():
@@ -203,13 +204,16 @@ def test_losing_to_turned_copies_again_and_again_ends_the_track():
     assert states == [TRACKING] * 11 + [LOST]
 
 
-def test_turned_copies_are_30_degrees_off_about_the_cameras_axes():
+@pytest.mark.parametrize('center_m', [(0, 0, 0), (0.3, -0.1, 0.05)])
+def test_turned_copies_are_30_degrees_off_about_the_cameras_axes_in_place(center_m):
     start = pose(0.2)
-    copies = turned_copies(start)
+    start[:3, :3] = Rotation.from_rotvec([0.4, -1.0, 0.7]).as_matrix()
+    copies = turned_copies(start, np.array(center_m))
     vectors = np.deg2rad(30.0) * np.concatenate([np.eye(3), -np.eye(3)])
     expected = Rotation.from_rotvec(vectors).as_matrix() @ start[:3, :3]
     for copy in copies:
-        np.testing.assert_array_equal(copy[:3, 3], start[:3, 3])
+        seen, turned = (one @ [*center_m, 1.0] for one in (start, copy))
+        np.testing.assert_allclose(turned, seen, atol=1e-12)
         np.testing.assert_array_equal(copy[3], [0, 0, 0, 1])
     nearest = [np.abs(expected - copy[:3, :3]).max((1, 2)) for copy in copies]
     assert sorted(int(errors.argmin()) for errors in nearest) == [0, 1, 2, 3, 4, 5]

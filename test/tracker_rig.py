@@ -53,6 +53,8 @@ HIDDEN = found(9.0, PoseQuality(1000, 10, 990, 0))
 class Scripted:
     """Answers from queues and remembers what it was asked."""
 
+    center_m = np.array([0.3, -0.1, 0.05])
+
     def __init__(
         self,
         register: Sequence[PoseEstimate] = (),

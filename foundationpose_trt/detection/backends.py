@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from ..datatypes import require
-from ..runtime.build import BuildOptions, ensure_engine
+from ..runtime.build import BuildOptions, ensure_engine, platform_of
 from ..runtime.choice import (
     TENSORRT,
     BackendChoice,
@@ -20,10 +20,17 @@ from ..runtime.choice import (
     require_serves,
 )
 from ..runtime.engine import Engine
-from ..runtime.engine_manifest import Platform, beside, check_engine, record_tolerance
+from ..runtime.engine_manifest import (
+    Platform,
+    beside,
+    check_engine,
+    fits_platform,
+    record_tolerance,
+)
 from ..runtime.engine_manifest import read_manifest as read_engine_manifest
 from ..runtime.onnx_engine import OnnxEngine
 from ..runtime.specs import BATCH, TensorSpec
+from ..runtime.tensorrt_api import load_api
 from ..runtime.tensorrt_engine import TensorRtEngine
 from ..runtime.torch_engine import load_torchscript
 from .agreement import UntrustedEngineError, agreement, is_agreement, require_agreement
@@ -158,10 +165,14 @@ class _Opening:
         if self._distrusted or not beside(plan, 'json').is_file():
             return self._distrusted
         try:
-            known = read_engine_manifest(plan).tolerance.get(COMPARED)
+            built = read_engine_manifest(plan)
         except ValueError:  # of another version; building replaces it
             return False
-        return known is not None and not is_agreement(known)
+        known = built.tolerance.get(COMPARED)
+        if known is None or is_agreement(known):
+            return False
+        here = platform_of(load_api(backend), self._device)  # what was found elsewhere is no news
+        return fits_platform(built, here)
 
     def require_precision(self, backend: str, reason: str) -> None:
         """Raise ValueError for half precision where there is none; reason: of the back end."""

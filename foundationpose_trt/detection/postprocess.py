@@ -81,7 +81,8 @@ class Selector:
     def __init__(self, columns: list[int], select: int, device: torch.device) -> None:
         """columns: of the logits that count. select: how many pairs, at most."""
         self._columns = torch.tensor(columns, device=device)
-        self._kernel_columns = self._columns.int()
+        # copied from the host, which waits: a cast would run on this thread's stream, unordered
+        self._kernel_columns = torch.tensor(columns, dtype=torch.int32, device=device)
         self._select, self._device = select, device
         self._best = torch.empty(0, device=device), self._columns[:0]  # values, pairs
         self._packed = torch.empty(0, FIELDS, device=device)

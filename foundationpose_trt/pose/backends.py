@@ -16,21 +16,28 @@ from ..datatypes import require
 from ..runtime.build import DEFAULT_BATCHES, BuildOptions, ensure_engine
 from ..runtime.choice import BackendChoice, default_folder, fitting_tensorrt, require_serves
 from ..runtime.engine import Engine
-from ..runtime.engine_manifest import record_tolerance
+from ..runtime.engine_manifest import Platform, check_engine, record_tolerance, sha256_of
 from ..runtime.onnx_engine import OnnxEngine
 from ..runtime.specs import BATCH, TensorSpec, normalized
 from ..runtime.tensorrt_engine import TensorRtEngine
 from ..runtime.torch_engine import TorchEngine
 from ..runtime.workspace import Workspace
 from .crops import CROP_PX, OBSERVED, RENDERED
-from .export import ensure_onnx, export_request
+from .export import ensure_onnx, export_request, exported_weights, source_file
 from .networks import scaled
-from .self_check import CROPS, measured_tolerance, reference_of, require_agreement
+from .self_check import (
+    CROPS,
+    RENDERED_CROPS,
+    measured_tolerance,
+    reference_of,
+    require_agreement,
+)
 from .weights import PRECISIONS, PoseNetworks
 
 BACKENDS = ('auto', 'torch', 'onnxruntime', 'tensorrt', 'tensorrt_rtx')
 KINDS = ('refiner', 'extractor')  # ranking stays in torch: a few small products per registration
 FEATURES = 512  # channels of a crop's features at width 1, foundationpose.md §1
+COMPARED_WITH = 'weights_sha256'  # in an engine's tolerance
 CROP = (BATCH, 6, CROP_PX, CROP_PX)
 
 Progress = Callable[[str, float, str], None]  # network, fraction done, phase
@@ -106,9 +113,36 @@ def _automatic_on_cuda(networks: PoseNetworks, choice: BackendChoice) -> tuple[s
     def plans_of(backend: str) -> list[Path]:
         return [plan_path(networks, kind, choice, backend) for kind in KINDS]
 
+    def check(plan: Path, platform: Platform) -> None:
+        check_engine(plan, platform)
+        require_same_weights(networks, plan.stem, choice, plan)
+
     may_build = choice.build and is_exportable(networks)
-    backend, reason = fitting_tensorrt(plans_of, networks.device, may_build)
+    backend, reason = fitting_tensorrt(plans_of, networks.device, may_build, check)
     return backend or 'torch', reason
+
+
+def require_same_weights(
+    networks: PoseNetworks, kind: str, choice: BackendChoice, plan: Path
+) -> None:
+    """Raise ValueError where the exported file, which engines are built from, is of others.
+
+    Where that file or the weights' own are gone, nothing can be told and nothing is raised.
+    """
+    told, own = exported_weights(onnx_path(networks, kind, choice)), weights_sha256(networks, kind)
+    require(
+        told is None or own is None or told == own,
+        f'{plan} is of other weights than {networks.source}, of the same name: build it again with'
+        f' build_engines:=true, or `foundationpose-trt build --weights {networks.source}'
+        f' --precision {_precision(networks)}`',
+    )
+
+
+def weights_sha256(networks: PoseNetworks, kind: str) -> str | None:
+    """Return the SHA-256 of the file with a network's weights, None where there is none."""
+    if networks.source is None:
+        return None
+    return sha256_of(source_file(str(networks.source), kind))
 
 
 def is_exportable(networks: PoseNetworks) -> bool:
@@ -185,8 +219,7 @@ class _Plans:
         workspace = Workspace(normalized(self.networks.device))
         engines = [self._engine(kind, workspace) for kind in KINDS]
         for kind, engine in zip(KINDS, engines, strict=True):
-            if not engine.manifest.tolerance:  # the first time this engine runs
-                self._check(engine, kind)
+            self._require_trusted(engine, kind)
         return engines
 
     def _engine(self, kind: str, workspace: Workspace) -> TensorRtEngine:
@@ -196,19 +229,27 @@ class _Plans:
             onnx = exported(self.networks, kind, self.choice)
             options = BuildOptions(backend=self.backend, batches=self.choice.batches)
             ensure_engine(onnx, plan, options, self._reporter(kind))
+        require_same_weights(self.networks, kind, self.choice, plan)
         source = onnx if onnx.is_file() else None
         return TensorRtEngine(plan, self.networks.device, source, workspace)
 
     def _plan(self, kind: str) -> Path:
         return plan_path(self.networks, kind, self.choice, self.backend)
 
-    def _check(self, engine: TensorRtEngine, kind: str) -> None:
-        plan = self._plan(kind)
-        largest = engine.manifest.batches[-1]
-        batch = min(CROPS, largest) if engine.manifest.any_batch else largest
-        found = measured_tolerance(engine, reference_of(self.networks, kind), batch)
-        require_agreement(plan.name, found, 'use backend torch, and report it with the .log file')
-        record_tolerance(plan, found)
+    def _require_trusted(self, engine: TensorRtEngine, kind: str) -> None:
+        """Compare an engine with these weights, once; what was found is judged at every start."""
+        plan, own = self._plan(kind), weights_sha256(self.networks, kind)
+        known = {**engine.manifest.tolerance}
+        compared_with = known.pop(COMPARED_WITH, None)
+        if own is None or compared_with != own or RENDERED_CROPS not in known:
+            largest = engine.manifest.batches[-1]
+            batch = min(CROPS, largest) if engine.manifest.any_batch else largest
+            known = measured_tolerance(engine, reference_of(self.networks, kind), batch)
+            try:
+                record_tolerance(plan, {**known, COMPARED_WITH: own})
+            except OSError as error:
+                logger.warning('%s: %s; it is compared at every start', plan, error)
+        require_agreement(plan.name, known, 'use backend torch, and report it with the .log file')
 
     def _reporter(self, kind: str) -> Callable[[float, str], None] | None:
         report = self.progress

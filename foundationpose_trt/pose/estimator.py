@@ -79,6 +79,11 @@ class PoseEstimator:
         return self.meshes[0]
 
     @property
+    def center_m(self) -> np.ndarray:
+        """The first object's centre in the frame of its mesh file, (3,) metres."""
+        return self.mesh.center_m
+
+    @property
     def settings(self) -> tuple[EstimatorSettings, ...]:
         """The settings in force, by object; set_settings() changes them."""
         return self._settings

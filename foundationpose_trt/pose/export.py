@@ -216,6 +216,14 @@ def _port(port: onnx.ValueInfoProto) -> dict[str, Any]:
     }
 
 
+def exported_weights(path: Path) -> str | None:
+    """SHA-256 of the weights that an ONNX file was made from; None where its manifest is gone."""
+    try:
+        return str(json.loads(manifest_path(path).read_text())['weights']['sha256'])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def is_current(path: Path, request: dict[str, Any]) -> bool:
     """Whether an ONNX file is whole and answers this request, by its manifest."""
     if not path.is_file() or not manifest_path(path).is_file():

@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from ..datatypes import Frame, Outcome, PoseEstimate, TrackingState, require
+from .mesh import ObjectMesh
 from .tracker import ObjectTracker, TrackerSettings, TrackingStep
 
 MOST_EXCUSED_S = 10.0  # of a registration of another object: a pose older than that is no start
@@ -19,7 +20,7 @@ class GroupEstimator(Protocol):
     """What the group needs of a PoseEstimator; index: the place of an object's mesh."""
 
     @property
-    def meshes(self) -> Sequence[object]:
+    def meshes(self) -> Sequence[ObjectMesh]:
         """The objects."""
 
     def register(self, frame: Frame, mask: np.ndarray, index: int = 0) -> PoseEstimate:
@@ -43,6 +44,11 @@ class _OneObject:
 
     of: GroupEstimator
     index: int
+
+    @property
+    def center_m(self) -> np.ndarray:
+        """The object's centre in the frame of its mesh file, metres."""
+        return self.of.meshes[self.index].center_m
 
     def register(self, frame: Frame, mask: np.ndarray) -> PoseEstimate:
         """Find its pose from a mask."""

@@ -24,6 +24,7 @@ from .weights import PoseNetworks
 Crops = tuple[torch.Tensor, torch.Tensor]  # the rendered and the observed halves
 
 CROPS = 8
+RENDERED_CROPS = 'rendered_crops_relative'
 COARSE_PX = 5
 # Rounding to half stays below a tenth (test_self_check.py holds it there); a network that is built
 # wrong, or NaN, is far beyond.
@@ -152,9 +153,7 @@ def measured_tolerance(
     """Deviations on random and on rendered crops, as an engine's manifest keeps them."""
     return {
         'random_crops_relative': deviations(engine, reference, batch, random_crops()),
-        'rendered_crops_relative': deviations(
-            engine, reference, batch, rendered_crops(engine.device)
-        ),
+        RENDERED_CROPS: deviations(engine, reference, batch, rendered_crops(engine.device)),
     }
 
 

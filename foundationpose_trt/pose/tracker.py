@@ -19,7 +19,11 @@ JUMP_BACK_NS = 1_000_000_000  # a step back in time beyond this is a recording t
 
 
 class Estimator(Protocol):
-    """What the tracker needs of a PoseEstimator."""
+    """What the tracker needs of a PoseEstimator. center_m: (3,) of the object, where it turns."""
+
+    @property
+    def center_m(self) -> np.ndarray:
+        """The object's centre in the frame of its mesh file, metres."""
 
     def register(self, frame: Frame, mask: np.ndarray) -> PoseEstimate:
         """Find the pose from a mask."""
@@ -235,7 +239,8 @@ class ObjectTracker:
         self._since_score += 1
         if self._since_score < self.settings.score_interval:
             return estimate
-        scores = self.estimator.score(frame, np.stack([pose, *turned_copies(pose)]))
+        copies = turned_copies(pose, self.estimator.center_m)
+        scores = self.estimator.score(frame, np.stack([pose, *copies]))
         if not np.isfinite(scores).all():
             return PoseEstimate(Outcome.NOT_FINITE, quality=estimate.quality)
         if scores[1:].max() > scores[0] + self.settings.score_margin:
@@ -244,20 +249,23 @@ class ObjectTracker:
         return estimate
 
 
-def turned_copies(camera_from_object: np.ndarray) -> list[np.ndarray]:
+def turned_copies(camera_from_object: np.ndarray, center_m: np.ndarray) -> list[np.ndarray]:
     """Return six copies of a pose (4, 4), turned +-30 degrees about each camera axis in place.
 
-    30 degrees is beyond what one step of the refiner repairs and below the grid's spacing.
+    In place: the object's centre (3,), given in its own frame, stays where the camera sees it,
+    however far the mesh file's origin is. 30 degrees is beyond what one step of the refiner
+    repairs and below the grid's spacing.
     """
     copies = []
+    was, place = camera_from_object[:3, :3], camera_from_object[:3, 3]
     for axis in range(3):
         for angle in (np.deg2rad(30.0), np.deg2rad(-30.0)):
             i, j = (axis + 1) % 3, (axis + 2) % 3
             turn = np.eye(3)
             turn[i, i] = turn[j, j] = np.cos(angle)
             turn[i, j], turn[j, i] = -np.sin(angle), np.sin(angle)
-            rotation = turn @ camera_from_object[:3, :3]
-            copies.append(transform(rotation, camera_from_object[:3, 3]))
+            rotation = turn @ was
+            copies.append(transform(rotation, place + (was - rotation) @ center_m))
     return copies
 
 

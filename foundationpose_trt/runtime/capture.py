@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,7 +26,7 @@ def captured(
     RuntimeError when something in it cannot be captured; the pool is then not to be used again.
     """
     graph = torch.cuda.CUDAGraph()
-    with CAPTURING, torch.cuda.stream(side):
+    with CAPTURING, _without_collections(), torch.cuda.stream(side):
         ended = False
         try:
             graph.capture_begin(pool=pool, capture_error_mode='thread_local')
@@ -40,6 +42,18 @@ def captured(
                 _mend(side, pool)
             raise
     return graph
+
+
+@contextmanager
+def _without_collections() -> Iterator[None]:
+    """Keep Python's collector out: what it ends may be a session, which waits and flushes."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _mend(side: torch.cuda.Stream, pool: Any) -> None:

@@ -221,6 +221,11 @@ def runs_on(built: EngineManifest, platform: Platform) -> bool:
     return not _foreign(built, platform)
 
 
+def fits_platform(built: EngineManifest, platform: Platform) -> bool:
+    """Whether TensorRT and GPU are those that the engine was built for."""
+    return _same_tensorrt(built, platform) and not _foreign(built, platform)
+
+
 def _foreign(built: EngineManifest, platform: Platform) -> str:
     if platform.compute_capability is None:
         return ''

@@ -122,6 +122,7 @@ class CudaGraphCache(Generic[E]):
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._owner: object | None = None
+        self._sessions = 0  # bound to it and not retired
         self._retired = False
         self._hits = self._misses = self._captures = self._failures = self._evictions = 0
 
@@ -149,7 +150,8 @@ class CudaGraphCache(Generic[E]):
     def bind(self, engine: object) -> None:
         """Tie the cache to its engine; raises ValueError when it serves another one.
 
-        Its keys hold no engine: shared, it would replay the other network's graph.
+        Its keys hold no engine: shared, it would replay the other network's graph. One that was
+        retired serves again.
         """
         with self._lock:
             require(
@@ -158,6 +160,8 @@ class CudaGraphCache(Generic[E]):
                 ' each engine',
             )
             self._owner = engine
+            self._sessions += 1
+            self._retired = False
 
     def get_current_size(self) -> int:
         """Number of entries."""
@@ -190,8 +194,14 @@ class CudaGraphCache(Generic[E]):
         self._flush()
 
     def retire(self) -> None:
-        """Purge, and keep nothing that a call now running may still add."""
+        """Purge, and keep nothing that a call now running may still add.
+
+        As often as it was bound: sessions of one engine may share it, the last one clears it.
+        """
         with self._lock:
+            self._sessions = max(0, self._sessions - 1)
+            if self._sessions:
+                return
             self._retired = True
             empty = not self._slots and not self._building
         if not empty:

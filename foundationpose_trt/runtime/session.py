@@ -100,11 +100,13 @@ class Session:
 
         May be called while other threads run: their calls end with the cache they began with.
         """
+        old = self._caches.graphs
+        if cache is not None and cache is old:
+            return
         if cache is not None:
             cache.bind(self.engine)
-        old = self._caches.graphs
         self._caches.graphs = cache if self._on_cuda and self.engine.graphable else None
-        if old is not None and old is not self._caches.graphs:
+        if old is not None:
             old.retire()
 
     def run(

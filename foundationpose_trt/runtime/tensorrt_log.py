@@ -23,7 +23,8 @@ class LogRelay:
     def __init__(self) -> None:
         self.interrupted = False
         self._sinks: list[Sink] = []
-        self._lock = threading.Lock()
+        # a collection of garbage while it is held may end a TensorRT object, which logs
+        self._lock = threading.RLock()
 
     @contextmanager
     def to(self, sink: Sink) -> Iterator[None]:

@@ -210,5 +210,6 @@ def _row(plan: Path, built: EngineManifest) -> list[Any]:
 
 def _worst_percent(built: EngineManifest) -> float | None:
     """Largest deviation of any output over its size, on whatever was measured."""
-    values = [value for found in built.tolerance.values() for value in found.values()]
+    measured = [found for found in built.tolerance.values() if isinstance(found, dict)]
+    values = [value for found in measured for value in found.values()]
     return 100 * max(values) if values else None

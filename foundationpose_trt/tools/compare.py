@@ -139,17 +139,18 @@ def compared(before: Scored, after: Scored) -> dict[str, dict[str, Any]]:
 def interval_of_mean(values: np.ndarray, groups: np.ndarray) -> Interval | None:
     """Return the confidence interval of a mean of values (N,), whole groups (N,) resampled."""
     _, place = np.unique(groups, return_inverse=True)
-    counts = np.bincount(place)
+    sums, counts = np.bincount(place, values), np.bincount(place)
     if len(counts) < FEWEST_OBJECTS:
         return None
-    if np.ptp(values) == 0:
-        return float(values[0]), float(values[0])
+    means = sums / counts
+    if np.ptp(means) == 0:  # no spread to resample
+        return float(means[0]), float(means[0])
 
     def mean(sums: np.ndarray, of: np.ndarray, axis: int) -> np.ndarray:
         return np.asarray(sums.sum(axis) / of.sum(axis))
 
     found = bootstrap(
-        (np.bincount(place, values), counts), mean, paired=True, vectorized=True,
+        (sums, counts), mean, paired=True, vectorized=True,
         n_resamples=RESAMPLES, confidence_level=CONFIDENCE, random_state=0,
     ).confidence_interval  # fmt: skip
     return float(found.low), float(found.high)

@@ -1,0 +1,120 @@
+"""Engines of the pose networks are run only where they compute what these weights do."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from foundationpose_trt.pose import backends
+from foundationpose_trt.pose.backends import exported, onnx_path, open_engines
+from foundationpose_trt.pose.weights import PoseNetworks, load_networks, resolve_folder
+from foundationpose_trt.runtime.choice import BackendChoice
+
+RIGHT, WRONG = {'trans': 0.02, 'rot': 0.03}, {'trans': 0.02, 'rot': 0.9}
+RENDERED = 'rendered_crops_relative'
+
+
+class Engines:
+    """Stands for TensorRT: engines that are there, and how far off they are found to be."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **tolerance: object) -> None:
+        self.tolerance: dict[str, dict[str, object]] = {}
+        self.first, self.found, self.compared, self.writable = tolerance, RIGHT, [], True
+        monkeypatch.setattr(backends, 'require_serves', lambda *_: None)
+        monkeypatch.setattr(backends, 'TensorRtEngine', self._open)
+        monkeypatch.setattr(backends, 'measured_tolerance', self._measure)
+        monkeypatch.setattr(backends, 'record_tolerance', self._record)
+
+    def _open(self, plan: Path, *_: object) -> SimpleNamespace:
+        tolerance = self.tolerance.setdefault(plan.stem, dict(self.first))
+        manifest = SimpleNamespace(tolerance=tolerance, batches=(1, 8, 64, 126), any_batch=True)
+        return SimpleNamespace(plan=plan, manifest=manifest)
+
+    def _measure(self, engine: SimpleNamespace, *_: object) -> dict[str, dict[str, float]]:
+        self.compared.append(engine.plan.stem)
+        return {'random_crops_relative': RIGHT, RENDERED: self.found}
+
+    def _record(self, plan: Path, found: dict[str, object]) -> None:
+        if not self.writable:
+            raise PermissionError(f'{plan} is read-only')
+        self.tolerance[plan.stem] |= found
+
+
+@pytest.fixture(scope='module')
+def networks() -> PoseNetworks:
+    return load_networks('small')
+
+
+@pytest.fixture
+def choice(tmp_path) -> BackendChoice:
+    return BackendChoice('tensorrt', tmp_path)
+
+
+def test_an_engine_is_compared_once(networks, choice, monkeypatch):
+    engines = Engines(monkeypatch)
+    for _ in range(3):
+        open_engines(networks, choice)
+    assert engines.compared == ['refiner', 'extractor']
+
+
+def test_what_was_found_is_judged_at_every_start(networks, choice, monkeypatch):
+    engines = Engines(monkeypatch)
+    engines.found = WRONG
+    for _ in range(2):
+        with pytest.raises(ValueError, match='output rot is off by 0.9 .*computes something else'):
+            open_engines(networks, choice)
+    assert engines.compared == ['refiner'], 'the second time it is known'
+
+
+def test_what_a_build_of_onnx_files_found_is_no_comparison_with_the_weights(
+    networks, choice, monkeypatch
+):
+    engines = Engines(monkeypatch, random_inputs_relative=RIGHT)
+    open_engines(networks, choice)
+    assert engines.compared == ['refiner', 'extractor']
+
+
+def test_an_engine_is_compared_again_with_other_weights(networks, choice, monkeypatch, tmp_path):
+    """As after training into the same folder."""
+    engines = Engines(monkeypatch)
+    open_engines(networks, choice)
+    monkeypatch.setattr(backends, 'weights_sha256', lambda *_: 'another')
+    open_engines(networks, choice)
+    assert engines.compared == ['refiner', 'extractor'] * 2
+
+
+def test_a_folder_that_cannot_be_written_costs_a_comparison_each_time(
+    networks, choice, monkeypatch, caplog
+):
+    engines = Engines(monkeypatch)
+    engines.writable = False
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            open_engines(networks, choice)
+    assert engines.compared == ['refiner', 'extractor'] * 2
+    assert 'is compared at every start' in caplog.text
+
+
+def test_engines_of_weights_that_were_replaced_are_refused(monkeypatch, tmp_path):
+    pytest.importorskip('onnx')
+    folder = tmp_path / 'mine'
+    shutil.copytree(resolve_folder('small'), folder)
+    networks, choice = load_networks(str(folder)), BackendChoice('tensorrt', tmp_path / 'engines')
+    for kind in ('refiner', 'extractor'):
+        exported(networks, kind, choice)
+    engines = Engines(monkeypatch)
+    open_engines(networks, choice)
+    manifest = onnx_path(networks, 'extractor', choice).with_name('extractor.onnx.json')
+    content = json.loads(manifest.read_text())
+    content['weights']['sha256'] = 64 * '0'
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f'extractor.engine is of other weights than {folder}'):
+        open_engines(networks, choice)
+    manifest.unlink()  # nothing tells; what was compared with these weights still counts
+    open_engines(networks, choice)
+    assert engines.compared == ['refiner', 'extractor']
