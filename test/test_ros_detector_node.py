@@ -189,6 +189,21 @@ def test_images_above_the_highest_rate_are_left_alone(make_bench):
     assert len(bench.outcomes()) == 1 and bench.node.dropped == 0
 
 
+def test_the_highest_rate_may_change_while_it_holds_images_back(make_bench):
+    bench = make_bench(max_rate_hz=0.01)
+    bench.send('image', stamp_of(0))
+    bench.until(lambda: bench.outcomes())
+    (result,) = bench.node.set_parameters([Parameter('max_rate_hz', value=0.0)])
+    assert result.successful
+    stamps = iter(range(1, 10_000))
+
+    def more():
+        bench.send('image', stamp_of(next(stamps)))
+        return len(bench.outcomes()) > 1
+
+    bench.until(more)
+
+
 def test_the_overlay_is_drawn_only_when_wanted_and_watched(make_bench):
     bench = make_bench(publish_debug=True)
     drawn = []

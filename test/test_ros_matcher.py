@@ -51,6 +51,28 @@ def test_depth_that_lags_by_several_frames_still_pairs():
     assert [stamp for stamp, *_ in out] == [33 * k for k in range(6)]
 
 
+@pytest.mark.parametrize(('period', 'slop'), [(33, 40), (16, 20), (8, 10), (33, 33)])
+def test_a_lost_image_pairs_none_after_it_with_the_depth_before(period, slop):
+    matcher = NewestMatcher(slop * MS)
+    arrivals = [(kind, period * k) for k in range(60) for kind in 'id']
+    del arrivals[arrivals.index(('i', 30 * period))]
+    pairs = feed(matcher, arrivals)
+    assert [stamp for stamp, *_ in pairs] == [period * k for k in range(60) if k != 30]
+    assert all(stamp == depth for stamp, depth, *_ in pairs)
+    assert matcher.counts == {'depth_unmatched': 1}
+
+
+def test_masks_that_come_too_late_are_told_with_what_helps():
+    matcher = NewestMatcher(40 * MS, mask_history=5)
+    for k in range(60):
+        feed(matcher, [('i', 32 * k), ('d', 32 * k)])
+        if k >= 30:
+            assert not feed(matcher, [('m', 32 * (k - 20))])
+    told = matcher.never_matching()
+    assert 'sync_slop_ms allows 40, half a frame period 16;' in told
+    assert 'mask_history_frames' in told and 'same clock' not in told
+
+
 def test_late_and_repeated_messages_are_counted_and_dropped():
     matcher = NewestMatcher(0)
     out = feed(matcher, [('i', 99), ('d', 99), ('i', 66), ('d', 66), ('i', 99), ('d', 132)])

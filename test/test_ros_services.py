@@ -47,6 +47,20 @@ def call(rig, kind, name, **fields):
     return future.result()
 
 
+def test_the_summary_says_of_a_pause_what_the_state_says(make_rig):
+    rig = tracking(make_rig)
+    assert call(rig, SetBool, 'pause', data=True).success
+    rig.until(lambda: rig.values('state')[-1] == 'PAUSED: TRACKING')
+    told = {status.name.rpartition(': ')[2]: status for status in rig.node._statuses()}
+    (name,) = [name for name in told if name.startswith('object')]
+    assert told[name].message == 'PAUSED: TRACKING'
+    assert told['flow'].message == 'paused' and told['flow'].level == DiagnosticStatus.OK
+    assert rig.node.trigger_deactivate() is not None
+    rig.until(lambda: rig.values('state')[-1] == 'INACTIVE: DEACTIVATED')
+    (status,) = rig.node._object_statuses()
+    assert status.message == 'INACTIVE: DEACTIVATED'
+
+
 def test_reset_forgets_the_object_without_waiting_for_a_frame(make_rig):
     rig = tracking(make_rig)
     assert call(rig, Trigger, 'reset').success

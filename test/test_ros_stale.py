@@ -79,6 +79,31 @@ def test_a_camera_that_stops_makes_the_object_lost_without_a_frame(make_rig):
     assert len(rig.heard['pose']) == 1
 
 
+def test_frames_that_cannot_be_used_keep_no_object_tracked(make_rig):
+    rig = make_rig(tracking_timeout_ms=300.0)
+    rig.send('camera_info', START_NS)
+    rig.frame(START_NS, mask=True)
+    rig.until(lambda: rig.heard['pose'])
+    stamps = iter(range(START_NS + 33 * MS, START_NS + 10_000 * MS, 33 * MS))
+
+    def spoilt():
+        stamp_ns = next(stamps)
+        rig.send('depth', stamp_ns, encoding='of no camera')
+        rig.send('image', stamp_ns)
+        return rig.values('state')[-1] == 'LOST: TIMEOUT'
+
+    rig.until(spoilt)
+    assert set(rig.outcomes()) == {'OK', 'UNKNOWN_ENCODING'} and len(rig.heard['pose']) == 1
+    statuses = rig.node._object_statuses()
+    assert [one.message for one in statuses] == ['LOST: TIMEOUT']
+
+
+def test_time_that_stands_still_is_told(make_rig, capfd):
+    rig = make_rig(use_sim_time=True)
+    rig.spin(2.5)
+    assert capfd.readouterr().err.count('use_sim_time is true and /clock stands still') == 1
+
+
 def test_a_registration_of_a_run_that_is_over_is_forgotten(make_rig):
     rig = registering(make_rig)
     rig.frame(START_NS - 50_000 * MS)  # the bag has begun anew

@@ -154,8 +154,15 @@ class DetectorNode(ImageNode):
         if displaced is not None and displaced.image is not None:
             self.ledger.drop(image_stamp_ns(displaced.image))
 
+    def _prefer(self, new: Job, pending: Job) -> bool:
+        """Any image beats none, which only has changes of parameters put in force."""
+        return new.image is not None or pending.image is None
+
     def _check_inputs(self) -> None:
+        if self._worker is not None:
+            self._worker.offer(Job(None))
         self._warn_of_gone(('image',))
+        self._warn_of_standing_clock()
         names, silent = self._topics, self._silent_topics()
         for topic, name in names.items():
             if silent[topic] and self.trouble.note(f'SILENT_{topic}'):

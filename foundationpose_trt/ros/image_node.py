@@ -63,6 +63,7 @@ class ImageNode(ManagedNode):
         self._latencies: LatencyTopics | None = None
         self._listening: list[Any] = []
         self._check_timer: Any = None
+        self._clock_ns = -1  # ROS time at the last check
         self._builds: Any = None
         self._begin_counts(history=1)
 
@@ -215,6 +216,11 @@ class ImageNode(ManagedNode):
     # What a subclass uses.
 
     @property
+    def paused(self) -> bool:
+        """Whether frames that come are left alone on request."""
+        return False
+
+    @property
     def stopping(self) -> bool:
         """Whether what is in work must not be published any more."""
         return self._worker is None or self._worker.stopping
@@ -253,6 +259,17 @@ class ImageNode(ManagedNode):
             topic: self._silence.silent(topic, self.count_publishers(name), now_s)
             for topic, name in self._topics.items()
         }
+
+    def _warn_of_standing_clock(self) -> None:
+        """Warn of ROS time that stands still, which only simulated time does."""
+        now_ns = self.get_clock().now().nanoseconds
+        stands, self._clock_ns = now_ns == self._clock_ns, now_ns
+        if stands and self.trouble.note('CLOCK_STANDS'):
+            self.get_logger().warning(
+                'use_sim_time is true and /clock stands still: does the simulator run, or the bag'
+                ' (ros2 bag play --clock)? Times are told by it, so a registration seems to take'
+                ' none and what follows it is given up'
+            )
 
     def _warn_of_gone(self, topics: Sequence[str]) -> None:
         """Warn of inputs that nobody publishes, or does any more."""
@@ -310,9 +327,11 @@ class ImageNode(ManagedNode):
         values: dict[str, Any] = {'rate_hz': f'{rate_hz:.2f}', 'handled': self._handled.total}
         values |= {f'dropped_{reason}': count for reason, count in self.drops().items()}
         values |= {f'outcome_{name}': count for name, count in dict(self.outcomes).items()}
-        quiet = self.active and self._handled.total > 0 and rate_hz == 0
+        quiet = self.active and not self.paused and self._handled.total > 0 and rate_hz == 0
         level = Level.WARN if quiet else Level.OK
         message = 'no image for a while' if quiet else f'{rate_hz:.1f} images per second'
+        if self.paused:
+            message = 'paused'
         return status(self, 'flow', values, level, message)
 
 

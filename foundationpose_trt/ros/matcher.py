@@ -12,9 +12,16 @@ from dataclasses import dataclass
 from typing import Any
 
 IMAGE, DEPTH, SEGMENTATION = 'image', 'depth', 'segmentation'
+HALVES, MASKS = 'image and depth', 'segmentation and image'
+HINTS = {
+    HALVES: 'are both stamped by the same clock?',
+    MASKS: 'is the mask stamped with its image, and does it come while that is remembered'
+    ' (mask_history_frames)?',
+}
 PARTNERS_KEPT = 8  # a depth stream may lag its colour stream by this many frames at most
 MASKS_KEPT = 4  # a mask may overtake its image by this many frames at most
 CLOCK_RESET_NS = 1_000_000_000  # stamps this far back are a new run (bag loop), not a late message
+GAPS_KEPT = 9  # between stamps of a stream, whose median is the frame period
 MISSES_BEFORE_REPORT = 15  # half a second at 30 Hz: start-up mismatches are not worth a warning
 
 
@@ -43,6 +50,8 @@ class FrameSet:
 class NewestMatcher:
     """Pairs two streams by stamp within slop_ns (inclusive), and masks with the pairs.
 
+    Never over more than half a frame period: with a larger slop one lost image would pair every
+    later one with the depth before it, whose own comes a moment later.
     mask_history: how many pairs are remembered for a mask that arrives after them. `counts`
     holds per stream <stream>_unmatched (dropped without a partner), <stream>_late (older than
     one handed out before or than its own predecessor), <stream>_repeated (stamp did not advance),
@@ -60,10 +69,18 @@ class NewestMatcher:
         self._masks: deque[Stamped] = deque(maxlen=MASKS_KEPT)
         self._pairs: deque[FrameSet] = deque(maxlen=mask_history)
         self._newest_ns: dict[str, int] = {}
+        self._gaps_ns: deque[int] = deque(maxlen=GAPS_KEPT)
         self._misses: dict[str, GapRecord] = {
-            'image and depth': GapRecord(),
-            'segmentation and image': GapRecord(),
+            HALVES: GapRecord(),
+            MASKS: GapRecord(),
         }
+
+    @property
+    def allowed_ns(self) -> int:
+        """How far apart stamps of one instant may be: slop_ns, at most half a frame period."""
+        if len(self._gaps_ns) < GAPS_KEPT:
+            return self.slop_ns
+        return min(self.slop_ns, sorted(self._gaps_ns)[GAPS_KEPT // 2] // 2)
 
     def add_image(self, stamp_ns: int, message: Any) -> FrameSet | None:
         """Take a colour image; return the pair it completes, if any."""
@@ -78,10 +95,10 @@ class NewestMatcher:
         mask = Stamped(stamp_ns, message)
         if not self._advances(SEGMENTATION, mask):
             return None
-        record = self._misses['segmentation and image']
+        record = self._misses[MASKS]
         pair = nearest(self._pairs, stamp_ns)
         gap_ns = abs(pair.stamp_ns - stamp_ns) if pair else None
-        if pair is None or gap_ns is None or gap_ns > self.slop_ns:
+        if pair is None or gap_ns is None or gap_ns > self.allowed_ns:
             record.miss(gap_ns)
             if len(self._masks) == MASKS_KEPT:
                 self.counts[f'{SEGMENTATION}_unmatched'] += 1
@@ -92,10 +109,12 @@ class NewestMatcher:
 
     def never_matching(self) -> str | None:
         """Explain streams that arrive but never match, with the smallest gap seen, or None."""
+        half = self.allowed_ns < self.slop_ns
+        period = f', half a frame period {self.allowed_ns / 1e6:.3g}' if half else ''
         lines = [
             f'{record.misses} messages of {names} arrived and none matched: the closest stamps are'
-            f' {record.closest_ns / 1e6:.3f} ms apart, sync_slop_ms allows {self.slop_ns / 1e6:g};'
-            ' are both stamped by the same clock, and is the mask stamped with its image?'
+            f' {record.closest_ns / 1e6:.3f} ms apart, sync_slop_ms allows {self.slop_ns / 1e6:g}'
+            f'{period}; {HINTS[names]}'
             for names, record in self._misses.items()
             if record.misses >= MISSES_BEFORE_REPORT and record.closest_ns is not None
         ]
@@ -106,22 +125,22 @@ class NewestMatcher:
             return None
         partner = nearest(self._waiting[other], half.stamp_ns)
         gap_ns = abs(partner.stamp_ns - half.stamp_ns) if partner else None
-        if partner is None or gap_ns is None or gap_ns > self.slop_ns:
-            self._misses['image and depth'].miss(gap_ns)
+        if partner is None or gap_ns is None or gap_ns > self.allowed_ns:
+            self._misses[HALVES].miss(gap_ns)
             self._keep(stream, half)
             return None
-        self._misses['image and depth'].clear()
+        self._misses[HALVES].clear()
         self._drop_until(stream, half.stamp_ns)
         self._drop_until(other, partner.stamp_ns)
         return self._complete(*(half, partner) if stream == IMAGE else (partner, half))
 
     def _complete(self, image: Stamped, depth: Stamped) -> FrameSet:
         mask = nearest(self._masks, image.stamp_ns)
-        if mask is not None and abs(mask.stamp_ns - image.stamp_ns) > self.slop_ns:
+        if mask is not None and abs(mask.stamp_ns - image.stamp_ns) > self.allowed_ns:
             mask = None
         if mask is not None:
             self._masks.remove(mask)
-            self._misses['segmentation and image'].clear()
+            self._misses[MASKS].clear()
         message = mask.message if mask is not None else None
         pair = FrameSet(image.stamp_ns, image.message, depth.message, message)
         self._pairs.append(pair)
@@ -149,6 +168,8 @@ class NewestMatcher:
             kind = 'repeated' if item.stamp_ns == newest_ns else 'late'
             self.counts[f'{stream}_{kind}'] += 1
             return False
+        if newest_ns is not None and stream != SEGMENTATION:
+            self._gaps_ns.append(item.stamp_ns - newest_ns)
         self._newest_ns[stream] = item.stamp_ns
         return True
 
@@ -159,6 +180,7 @@ class NewestMatcher:
         self._masks.clear()
         self._pairs.clear()
         self._newest_ns.clear()
+        self._gaps_ns.clear()
 
 
 @dataclass

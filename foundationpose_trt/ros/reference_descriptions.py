@@ -148,7 +148,8 @@ REJECTIONS = {
 }
 OUTCOMES: dict[str, dict[str, str]] = {
     TRACKER: {
-        'OK': 'a pose was published',
+        'OK': 'a pose was found and published; after a registration, the one that is tracked from'
+        ' it into the newest image',
         'NO_MASK': 'the object is searched and the frame came without a mask',
         'EMPTY_MASK': 'the mask marks no pixel',
         'NO_DEPTH_IN_MASK': 'the mask holds too few pixels with depth',

@@ -237,6 +237,7 @@ class TrackerNode(ImageNode):
         if mismatch and self.trouble.note('STAMPS_NEVER_MATCH'):
             self.get_logger().warning(mismatch)
         self._warn_of_gone(('image', 'depth', 'camera_info'))
+        self._warn_of_standing_clock()
         self._warn_of_standing_stamps()
         names, silent = self._topics, self._silent_topics()
         for topic in ('image', 'depth'):
@@ -269,6 +270,7 @@ class TrackerNode(ImageNode):
         self._obey()
         if self.paused:
             self._drops['paused'] += job.frames is not None
+            self._in.take_masked()  # no start for a registration after the pause
             self._working.publish_states()
         else:
             self._working.process(job)
@@ -319,15 +321,15 @@ class TrackerNode(ImageNode):
     def _object_statuses(self) -> list[DiagnosticStatus]:
         if self._work is None:
             return []
-        built, group = self._work.built, self._work.group
-        rows = zip(built.objects, group.states, group.reasons, strict=True)
+        tracking = TrackingState.TRACKING.value
         return [
             status(
-                self, f'object {one.name}', {'state': state.value, 'reason': reason},
-                Level.OK if state is TrackingState.TRACKING else Level.WARN,
-                f'{state.value}: {reason}',
+                self, f'object {one.name}', {'state': state, 'reason': reason},
+                Level.OK if state == tracking else Level.WARN, f'{state}: {reason}',
             )
-            for one, state, reason in rows
+            for one, (state, reason) in zip(
+                self._work.built.objects, self._work.told(), strict=True
+            )
         ]  # fmt: skip
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from foundationpose_trt.ros.tracker_node import TrackerNode
 
 BACK_OFF = 3.0  # of what a failed registration took, while other objects are tracked
+INACTIVE = ('INACTIVE', 'DEACTIVATED')
 MOST_LABELS = 16  # more values than this are a soft mask, not objects
 
 
@@ -68,7 +69,8 @@ class TrackerWork:
         self._next_object = 0
         self._tried: Image | None = None  # registered from last; a bag brings its stamp again
         self._not_before_s = 0.0  # a registration may begin, by the steady clock
-        self._done_s: float | None = None  # when the last frame was done, by ROS time
+        self._done_s: float | None = None  # when the last usable frame was done, by ROS time
+        self._took_frame = False  # of the job in work some frame could be used
         self.retired = False  # cleanup was called: what still runs must say nothing
 
     @property
@@ -84,6 +86,7 @@ class TrackerWork:
             self._expire()
             self.publish_states()
             return
+        self._took_frame = False
         masked = self._masked(job.frames)
         if self._tracks_any() and self._is_news(job.frames):
             self._track(job)
@@ -94,7 +97,11 @@ class TrackerWork:
         self._settle_rest(job)
         if not self.group.any_seeking:
             self._node.ledger.expect_none()  # masks serve no more
-        self._done_s = self._now_s()
+        if self._took_frame:
+            self._done_s = self._now_s()
+        else:  # frames that cannot be used hold up no timeout
+            self._expire()
+            self.publish_states()
 
     def _masked(self, frames: FrameSet) -> FrameSet | None:
         """Return the newest frame with a mask that was not registered from yet."""
@@ -114,7 +121,10 @@ class TrackerWork:
         return not self._outrun(frames.stamp_ns)
 
     def _expire(self) -> None:
-        """Give up what was tracked when no frame came for tracking_timeout_ms, by ROS time."""
+        """Give up what was tracked when no frame that can be used came for tracking_timeout_ms.
+
+        By ROS time.
+        """
         timeout_s = self._node.parameters.tracking_timeout_ms / 1e3
         if self._done_s is not None and 0 < timeout_s < self._now_s() - self._done_s:
             self.group.lose('TIMEOUT')
@@ -235,6 +245,7 @@ class TrackerWork:
             self._node.note_handled()
         self._node.ledger.handle(frames.stamp_ns)
         if self._converted is not None and self._converted[0].image is frames.image:
+            self._took_frame = True
             return self._converted[1]  # tracked in just now, now to be registered from
         try:
             frame = conversions.frame_from_messages(
@@ -243,7 +254,7 @@ class TrackerWork:
         except RejectedMessage as error:
             self._node.reject(error)
             return None
-        self._converted = (frames, frame)
+        self._converted, self._took_frame = (frames, frame), True
         self._compare_frame_ids(frames)
         return frame
 
@@ -300,16 +311,22 @@ class TrackerWork:
 
     def publish_states(self) -> None:
         """Publish the states that changed; while paused that is what they say."""
+        self._outputs.publish_states(*zip(*self._states(), strict=True))
+
+    def told(self) -> list[tuple[str, str]]:
+        """State and reason of each object, as the topics `state` have them."""
+        return self._states() if self._node.active else [INACTIVE] * len(self.built.objects)
+
+    def _states(self) -> list[tuple[str, str]]:
         states = [state.value for state in self.group.states]
         if self._node.paused:
-            self._outputs.publish_states(['PAUSED'] * len(states), states)
-        else:
-            self._outputs.publish_states(states, self.group.reasons)
+            return [('PAUSED', state) for state in states]
+        return list(zip(states, self.group.reasons, strict=True))
 
     def publish_inactive(self) -> None:
         """Publish that nothing is tracked any more."""
         count = len(self.built.objects)
-        self._outputs.publish_states(['INACTIVE'] * count, ['DEACTIVATED'] * count)
+        self._outputs.publish_states(*zip(*[INACTIVE] * count, strict=True))
 
     def _is_hushed(self) -> bool:
         """Whether what was just found must not go out: an end, a pause or a reset came."""
