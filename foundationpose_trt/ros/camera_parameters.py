@@ -35,8 +35,9 @@ class CameraNodeParameters:
         0.001, 'metres per unit of a 16UC1 depth image', 'm', (1e-6, 1.0), live=True
     )
     sync_slop_ms: float = parameter(
-        10.0, 'largest distance of stamps of image, depth and mask', 'ms', (0.0, 1000.0), live=True
-    )
+        10.0, 'largest distance of stamps of image, depth and mask; never more than half a frame'
+        ' period', 'ms', (0.0, 1000.0), live=True,
+    )  # fmt: skip
     max_frame_age_ms: float = parameter(
         0.0, 'drop images that are older than this by ROS time when they arrive; 0: never', 'ms',
         (0.0, 60000.0), live=True,
