@@ -9,7 +9,8 @@ import pytest
 import trimesh
 
 pytest.importorskip('rclpy', reason='ROS 2 (rclpy) is not installed')
-from ros_rig import CAMERA, MS, Rig
+from rclpy.parameter import Parameter
+from ros_rig import CAMERA, MS, Rig, ScriptedGroup
 from scipy.spatial.transform import Rotation
 from test_detection_messages import message
 
@@ -113,6 +114,26 @@ def test_names_that_cannot_be_topics_are_refused(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv('ROS_LOG_DIR', str(tmp_path))
     rig = Rig(connect=False, objects=('a mug',))
     assert not rig.node.configured and "objects has 'a mug'" in capfd.readouterr().err
+    rig.close()
+
+
+def test_objects_named_while_unconfigured_get_their_parameters(tmp_path, monkeypatch):
+    monkeypatch.setenv('ROS_LOG_DIR', str(tmp_path))
+    rig = Rig(connect=False, objects=('a mug',))
+    bad, good = (Parameter('objects', value=names) for names in (['b', 'b'], ['mug', 'drill']))
+    (result,) = rig.node.set_parameters([bad])
+    assert not result.successful and 'give each name once' in result.reason
+    (result,) = rig.node.set_parameters([good])
+    assert result.successful
+    rig.until(lambda: rig.node.has_parameter('drill.mesh_file_path'))
+    for name in ('mug', 'drill'):
+        (result,) = rig.node.set_parameters(
+            [Parameter(f'{name}.mesh_file_path', value=f'{name}.obj')]
+        )
+        assert result.successful, result.reason
+    rig.names, rig.group = ('mug', 'drill'), ScriptedGroup(2)
+    rig.node.trigger_configure()
+    assert rig.node.configured and rig.node.parameters.objects == ('mug', 'drill')
     rig.close()
 
 

@@ -12,6 +12,8 @@ from contextlib import suppress
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticStatus
+from rcl_interfaces.msg import SetParametersResult
+from rclpy.parameter import Parameter
 from sensor_msgs.msg import CameraInfo, Image
 
 from foundationpose_trt.datatypes import CameraIntrinsics, TrackingState
@@ -65,6 +67,7 @@ class TrackerNode(ImageNode):
         self._debug: DebugImage[Drawing] | None = None
         self._intake: FrameIntake | None = None
         self._transforms: TransformOutput | None = None  # once: a broadcaster cannot be undone
+        self._declaring: Any = None  # a timer, while named objects wait for their parameters
         super().__init__(NODE_NAME, TrackerParameters, **options)
         with suppress(ValueError):  # configure says what is wrong with the names
             self._declare_objects()
@@ -105,6 +108,25 @@ class TrackerNode(ImageNode):
             declare_fields(self, ObjectParameters, name, fixed=False)
             fields = dataclasses.fields(ObjectParameters)
             self._nested |= {prefixed(name, field.name) for field in fields}
+
+    def _on_set_parameters(self, parameters: Sequence[Parameter]) -> SetParametersResult:
+        """As ManagedNode's; objects that are named while unconfigured get their parameters."""
+        result = super()._on_set_parameters(parameters)
+        named = [p.value for p in parameters if p.name == 'objects']
+        if not named or self.configured or not result.successful:
+            return result
+        try:
+            check_names(tuple(named[-1] or ()))
+        except ValueError as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        # once this callback has returned, and the names are in force
+        self._declaring = self._declaring or self.create_timer(0.001, self._declare_named)
+        return result
+
+    def _declare_named(self) -> None:
+        timer, self._declaring = self._declaring, None
+        self.destroy_timer(timer)
+        self._declare_objects()
 
     def _nested_prefixes(self) -> set[str]:
         return set(current(self, 'objects') or ())

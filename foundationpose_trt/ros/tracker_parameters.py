@@ -21,8 +21,7 @@ class TrackerParameters(CameraNodeParameters):
 
     objects: tuple[str, ...] = parameter(
         (), 'names of several objects, each with parameters NAME.mesh_file_path and so on; empty:'
-        ' one object, described by the parameters without a name; where it is set later, configure'
-        ' declares those parameters and says what is missing',
+        ' one object, described by the parameters without a name',
     )  # fmt: skip
     mesh_file_path: str = parameter(
         '', 'mesh of the object: obj, ply, glb or stl; required unless objects are named'
