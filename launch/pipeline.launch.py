@@ -15,11 +15,10 @@ from launch_ros.actions import Node
 from launch_ros.substitutions import FindPackageShare
 
 from foundationpose_trt.ros.dds import node_environment
-from foundationpose_trt.ros.override_file import override_file
+from foundationpose_trt.ros.launch_arguments import NOT_GIVEN, override_files, switch
 from launch import LaunchContext, LaunchDescription
 
 PACKAGE = 'foundationpose_trt'
-NOT_GIVEN = ''
 DETECTOR, TRACKER = 'detector', 'tracker'
 TOPICS = {
     'image': 'colour image',
@@ -32,13 +31,6 @@ TOPICS = {
 def names(text: str) -> list[str]:
     """Split names at commas."""
     return [name.strip() for name in text.split(',')]
-
-
-def switch(text: str) -> bool:
-    """Read true or false."""
-    if text not in ('true', 'false'):
-        raise ValueError(f"'{text}' must be true or false")
-    return text == 'true'
 
 
 # launch argument, type, nodes, description; what is not given is left to the parameter files
@@ -100,10 +92,11 @@ def make_nodes(context: LaunchContext) -> list[Action]:
     """Make one process or two; only arguments that were given override the parameter files."""
     files = {}
     for part in (DETECTOR, TRACKER):
-        values = given_values(context, part)
-        files[part] = [LaunchConfiguration(f'{part}_params_file')]
-        if values:
-            files[part].append(override_file(f'{part}_node', values))
+        kinds = {name: kind for name, kind, parts, _ in OVERRIDES if part in parts}
+        given = override_files(
+            f'{part}_node', kinds, lambda name: LaunchConfiguration(name).perform(context)
+        )
+        files[part] = [LaunchConfiguration(f'{part}_params_file'), *given]
     shared = {
         'package': PACKAGE,
         'namespace': LaunchConfiguration('namespace'),
@@ -127,24 +120,3 @@ def make_nodes(context: LaunchContext) -> list[Action]:
             arguments += ['--params-file', file]
     # without a name: it would go to both nodes
     return [Node(executable='pipeline_node', arguments=arguments, **shared)]
-
-
-def given_values(context: LaunchContext, part: str) -> dict:
-    """Return parameters of one node that were given as launch arguments."""
-    values = {}
-    for name, kind, parts, _ in OVERRIDES:
-        given = LaunchConfiguration(name).perform(context)
-        if given != NOT_GIVEN and part in parts:
-            values[name] = read(name, kind, given)
-    use_sim_time = LaunchConfiguration('use_sim_time').perform(context)
-    if use_sim_time != NOT_GIVEN:
-        values['use_sim_time'] = switch(use_sim_time)
-    return values
-
-
-def read(name: str, kind: type, given: str) -> object:
-    """Return the value of an argument; raises ValueError naming it."""
-    try:
-        return kind(given)
-    except ValueError as error:
-        raise ValueError(f'launch argument {name}:={given}: {error}') from error

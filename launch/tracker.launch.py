@@ -17,11 +17,10 @@ from launch_ros.actions import Node
 from launch_ros.substitutions import FindPackageShare
 
 from foundationpose_trt.ros.dds import node_environment
-from foundationpose_trt.ros.override_file import override_file
+from foundationpose_trt.ros.launch_arguments import NOT_GIVEN, override_files
 from launch import LaunchContext, LaunchDescription
 
 PACKAGE = 'foundationpose_trt'
-NOT_GIVEN = ''
 TOPICS = {
     'image': 'colour image',
     'depth': 'depth image, registered to the colour image',
@@ -73,10 +72,11 @@ def generate_launch_description() -> LaunchDescription:
 
 def make_node(context: LaunchContext) -> list[Action]:
     """Make the node or nodes; only arguments that were given override params_file."""
-    values = given_values(context)
-    files = [LaunchConfiguration('params_file')]
-    if values:
-        files.append(override_file('tracker_node', values))
+    kinds = {name: kind for name, kind, _ in OVERRIDES}
+    given = override_files(
+        'tracker_node', kinds, lambda name: LaunchConfiguration(name).perform(context)
+    )
+    files = [LaunchConfiguration('params_file'), *given]
     cameras = LaunchConfiguration('namespaces').perform(context)
     if cameras != NOT_GIVEN:
         return [one_process(context, namespaces(cameras), files)]
@@ -90,27 +90,6 @@ def make_node(context: LaunchContext) -> list[Action]:
         output='screen',
     )
     return [node]
-
-
-def given_values(context: LaunchContext) -> dict:
-    """Return parameters that were given as launch arguments."""
-    values = {}
-    for name, kind, _ in OVERRIDES:
-        given = LaunchConfiguration(name).perform(context)
-        if given != NOT_GIVEN:
-            values[name] = read(name, kind, given)
-    use_sim_time = LaunchConfiguration('use_sim_time').perform(context)
-    if use_sim_time != NOT_GIVEN:
-        values['use_sim_time'] = use_sim_time == 'true'
-    return values
-
-
-def read(name: str, kind: type, given: str) -> object:
-    """Return the value of an argument; raises ValueError naming it."""
-    try:
-        return kind(given)
-    except ValueError as error:
-        raise ValueError(f'launch argument {name}:={given}: {error}') from error
 
 
 def one_process(context: LaunchContext, cameras: list[str], files: list) -> Node:

@@ -25,6 +25,7 @@ from foundationpose_trt.detection.manifest import (
     read_manifest,
     write_manifest,
 )
+from foundationpose_trt.runtime import engine_manifest
 from foundationpose_trt.runtime.choice import BackendChoice
 from foundationpose_trt.runtime.engine_manifest import Platform
 from foundationpose_trt.runtime.onnx_engine import OnnxEngine
@@ -184,7 +185,7 @@ class Half:
         monkeypatch.setattr(backends._Opening, 'chosen', lambda _: ('tensorrt', 'it fits'))
         monkeypatch.setattr(backends, 'TensorRtEngine', self._open)
         monkeypatch.setattr(backends, 'agreement', self._compare)
-        monkeypatch.setattr(backends, 'record_tolerance', self._note)
+        monkeypatch.setattr(engine_manifest, 'record_tolerance', self._note)
         monkeypatch.setattr(backends, 'read_engine_manifest', self._manifest)
         monkeypatch.setattr(backends, 'load_api', lambda _: None)
         monkeypatch.setattr(backends, 'platform_of', lambda *_: self.here)
@@ -261,7 +262,7 @@ def test_results_that_cannot_be_kept_still_count(folder, monkeypatch, caplog):
     def refuse(*_):
         raise PermissionError('read-only')
 
-    monkeypatch.setattr(backends, 'record_tolerance', refuse)
+    monkeypatch.setattr(engine_manifest, 'record_tolerance', refuse)
     open_detector(folder, 'cuda', 'auto', BackendChoice(folder=folder / 'engines'))
     assert engines.opened == ['fp16', 'fp32']
     assert 'read-only; it is compared at every start' in caplog.text

@@ -13,6 +13,7 @@ import pytest
 from foundationpose_trt.pose import backends
 from foundationpose_trt.pose.backends import exported, onnx_path, open_engines
 from foundationpose_trt.pose.weights import PoseNetworks, load_networks, resolve_folder
+from foundationpose_trt.runtime import engine_manifest
 from foundationpose_trt.runtime.choice import BackendChoice
 
 RIGHT, WRONG = {'trans': 0.02, 'rot': 0.03}, {'trans': 0.02, 'rot': 0.9}
@@ -28,7 +29,7 @@ class Engines:
         monkeypatch.setattr(backends, 'require_serves', lambda *_: None)
         monkeypatch.setattr(backends, 'TensorRtEngine', self._open)
         monkeypatch.setattr(backends, 'measured_tolerance', self._measure)
-        monkeypatch.setattr(backends, 'record_tolerance', self._record)
+        monkeypatch.setattr(engine_manifest, 'record_tolerance', self._record)
 
     def _open(self, plan: Path, *_: object) -> SimpleNamespace:
         tolerance = self.tolerance.setdefault(plan.stem, dict(self.first))

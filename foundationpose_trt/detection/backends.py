@@ -25,7 +25,7 @@ from ..runtime.engine_manifest import (
     beside,
     check_engine,
     fits_platform,
-    record_tolerance,
+    keep_tolerance,
 )
 from ..runtime.engine_manifest import read_manifest as read_engine_manifest
 from ..runtime.onnx_engine import OnnxEngine
@@ -294,10 +294,7 @@ class _Opening:
             logger.warning('%s', lacking)
             return None
         found = agreement(self.manifest, engine, OnnxEngine(checked_path(self._folder, file)))
-        try:
-            record_tolerance(plan, {COMPARED: found})
-        except OSError as error:
-            logger.warning('%s: %s; it is compared at every start', plan, error)
+        keep_tolerance(plan, {COMPARED: found})
         return found
 
 

@@ -16,7 +16,7 @@ from ..datatypes import require
 from ..runtime.build import DEFAULT_BATCHES, BuildOptions, ensure_engine
 from ..runtime.choice import BackendChoice, default_folder, fitting_tensorrt, require_serves
 from ..runtime.engine import Engine
-from ..runtime.engine_manifest import Platform, check_engine, record_tolerance, sha256_of
+from ..runtime.engine_manifest import Platform, check_engine, keep_tolerance, sha256_of
 from ..runtime.onnx_engine import OnnxEngine
 from ..runtime.specs import BATCH, TensorSpec, normalized
 from ..runtime.tensorrt_engine import TensorRtEngine
@@ -229,7 +229,8 @@ class _Plans:
             onnx = exported(self.networks, kind, self.choice)
             options = BuildOptions(backend=self.backend, batches=self.choice.batches)
             ensure_engine(onnx, plan, options, self._reporter(kind))
-        require_same_weights(self.networks, kind, self.choice, plan)
+        else:  # of a file just exported nothing has to be asked
+            require_same_weights(self.networks, kind, self.choice, plan)
         source = onnx if onnx.is_file() else None
         return TensorRtEngine(plan, self.networks.device, source, workspace)
 
@@ -245,10 +246,7 @@ class _Plans:
             largest = engine.manifest.batches[-1]
             batch = min(CROPS, largest) if engine.manifest.any_batch else largest
             known = measured_tolerance(engine, reference_of(self.networks, kind), batch)
-            try:
-                record_tolerance(plan, {**known, COMPARED_WITH: own})
-            except OSError as error:
-                logger.warning('%s: %s; it is compared at every start', plan, error)
+            keep_tolerance(plan, {**known, COMPARED_WITH: own})
         require_agreement(plan.name, known, 'use backend torch, and report it with the .log file')
 
     def _reporter(self, kind: str) -> Callable[[float, str], None] | None:

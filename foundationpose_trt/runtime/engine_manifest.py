@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shlex
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,8 @@ from ..datatypes import require
 from .specs import BATCH, TensorSpec
 
 FORMAT = 2
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,14 @@ def record_tolerance(plan: Path, tolerance: Mapping[str, Any]) -> EngineManifest
     manifest = replace(manifest, tolerance={**manifest.tolerance, **tolerance})
     write_manifest(manifest, plan)
     return manifest
+
+
+def keep_tolerance(plan: Path, tolerance: Mapping[str, Any]) -> None:
+    """As record_tolerance, but only warn where the manifest cannot be written."""
+    try:
+        record_tolerance(plan, tolerance)
+    except OSError as error:
+        logger.warning('%s: %s; it is compared at every start', plan, error)
 
 
 def read_manifest(plan: Path, remedy: str = '') -> EngineManifest:

@@ -27,6 +27,7 @@ from ..scenes.metrics import RECALL_DIAMETER_SHARE, pose_errors, surface_points
 from ..synthesis.objects import make_object
 from ..synthesis.tabletop import compose_sequence
 from ..synthesis.tabletop_images import SensorNoise, TabletopImage, TabletopRenderer
+from .estimator_options import default_device
 from .synthetic_trials import BATCH, FIRST_TRACK_SEED, MOTIONS, SETTINGS, clutter
 from .wider_weights import use_wider_weights
 
@@ -132,8 +133,7 @@ def _images() -> list[TabletopImage]:
     rng = np.random.default_rng(FIRST_TRACK_SEED)
     target = make_object(FIRST_TRACK_SEED)
     scene = compose_sequence(target, clutter(rng), SEQUENCE, rng, SETTINGS, MOTIONS[MOTION])
-    device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    return list(TabletopRenderer(scene, device, BATCH).images(0, SensorNoise.video()))
+    return list(TabletopRenderer(scene, default_device(), BATCH).images(0, SensorNoise.video()))
 
 
 def _estimator(options: argparse.Namespace) -> PoseEstimator:
