@@ -1,7 +1,8 @@
 """One training by several processes, as torchrun starts them; each draws scenes of its own.
 
 They may have a GPU each or share one: a detector's step is bound by what the host does, which then
-happens side by side. Gradients are averaged by gloo, since NCCL refuses to share a GPU.
+happens side by side. Gradients are averaged by NCCL, or by gloo where processes share a GPU, which
+NCCL refuses.
 """
 
 from __future__ import annotations
@@ -20,11 +21,16 @@ def joined() -> Iterator[None]:
     if not dist.is_torchelastic_launched():
         yield
         return
-    dist.init_process_group('gloo')
+    dist.init_process_group(_backend())
     try:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def _backend() -> str:
+    own_gpus = torch.cuda.device_count() >= int(os.environ['LOCAL_WORLD_SIZE'])
+    return 'cpu:gloo,cuda:nccl' if own_gpus else 'gloo'
 
 
 def rank() -> int:
