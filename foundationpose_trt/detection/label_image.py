@@ -6,9 +6,10 @@ import numpy as np
 import torch
 
 from .postprocess import Detections, instance_masks
+from .support_plane import without_support
 
 CORE_SHARE = 0.5  # of a box's sides: where mostly the object is
-DEFAULT_BAND_M = 0.15
+DEFAULT_BAND_M = 0.2
 GAP_M = 0.02  # between layers of depth
 FLYING_SHARE = 0.005  # of the pixels: fewer, over half a gap, lie between surfaces
 LAYER_SHARE = 0.3  # of the pixels, at least: an object has layers of its own
@@ -37,7 +38,8 @@ def label_image(
     """Return (H, W) uint8: 1-based index of the object, 0 = nothing.
 
     The box of each object's best detection, filled; with depth (H, W) metres, 0 = invalid, only
-    its pixels in_band. Where boxes overlap, the better detection wins.
+    its pixels in_band that are not of the plane around it. Where boxes overlap, the better
+    detection wins.
     """
     labels = np.zeros(size, np.uint8)
     found = best_of_each(detections, objects)
@@ -47,7 +49,7 @@ def label_image(
         if depth_m is None:
             inside[:] = label
         else:
-            inside[in_band(depth_m[rows, columns], band_m)] = label
+            inside[in_band(without_support(depth_m, rows, columns), band_m)] = label
     return labels
 
 
@@ -164,4 +166,4 @@ def in_band(depth_m: np.ndarray, band_m: float) -> np.ndarray:
     ends = np.searchsorted(values, values + band_m, side='right')
     first = np.argmax(ends - np.arange(len(values)))
     center = np.median(values[first : ends[first]])
-    return np.abs(depth_m - center) <= band_m / 2
+    return (np.abs(depth_m - center) <= band_m / 2) & (depth_m > 0)

@@ -40,7 +40,8 @@ class DetectorParameters(CameraNodeParameters):
     )  # fmt: skip
     depth_band_m: float = parameter(
         DEFAULT_BAND_M, 'of a model without masks: how deep an object may be, so that the pixels'
-        ' of its box before and behind it are left out', 'm', (0.001, 10.0), live=True,
+        ' of its box before and behind it are left out, as is the plane it stands on', 'm',
+        (0.001, 10.0), live=True,
     )  # fmt: skip
     budget_detector_ms: float = parameter(
         33.0, 'an image should take no longer; 0: no budget', 'ms', (0.0, 60000.0), live=True

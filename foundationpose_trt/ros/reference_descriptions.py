@@ -101,8 +101,8 @@ DESCRIPTIONS: dict[str, Descriptions] = {
         PUBLISHES: {
             'segmentation': 'mono8, stamp and frame of the image: of each pixel the place of its'
             ' object in `objects`, from 1; 0 is nothing. From the masks of the network; without'
-            ' masks the pixels of the box at the depth that fills its middle; without depth the'
-            ' whole box',
+            ' masks the pixels of the box at the depth that fills its middle, less the plane it'
+            ' stands on; without depth the whole box',
             'detections': 'of every image, with its stamp and frame, what was found of `classes`,'
             ' best first, empty without; where vision_msgs is installed',
             'detector_outcome': 'how each image ended; see [Outcomes](#outcomes-of-detector_node)',
