@@ -169,9 +169,22 @@ def test_engines_are_built_where_they_are_missing(tmp_path, monkeypatch):
         raise ValueError('enough')
 
     monkeypatch.setattr(evaluate_detector, 'open_detector', opened)
+    monkeypatch.setattr(evaluate_detector, 'serving_backend', lambda *_: 'tensorrt')
     with pytest.raises(ValueError, match='enough'):
         evaluate_detector._opened(tmp_path, SimpleNamespace(engines=tmp_path, device='cuda'))
     assert choices == [BackendChoice('auto', tmp_path, build=True)]
+
+
+def test_a_detector_that_the_gpu_cannot_run_is_judged_on_the_cpu(tmp_path, monkeypatch, capsys):
+    def refuse(*_):
+        raise ValueError('no TensorRT here')
+
+    nothing = np.full((1, 6, 4), 0.5, np.float32), np.full((1, 6, len(CAST) + 1), -9, np.float32)
+    model = write_fixed(tmp_path / 'm', *nothing, classes=(*CAST, None))
+    monkeypatch.setattr(evaluate_detector, 'serving_backend', refuse)
+    detector = evaluate_detector._opened(model, SimpleNamespace(engines=None, device='cuda'))
+    assert detector.device.type == 'cpu'
+    assert 'runs on the CPU: no TensorRT here' in capsys.readouterr().out
 
 
 def test_without_supervision_the_remedy_comes_first(tmp_path, monkeypatch, capsys):

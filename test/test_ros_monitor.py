@@ -140,7 +140,7 @@ def test_once_finds_every_node_of_every_namespace():
 def test_a_broken_budget_is_status_1_recorded_and_drawn(tmp_path):
     record, plot = tmp_path / 'run.csv', tmp_path / 'run.png'
     with fleet(('tracker_node', '/a'), ('tracker_node', '/b', DiagnosticStatus.WARN)):
-        result = run('--seconds', '12', '--record', str(record), '--plot', str(plot))
+        result = run('--seconds', '7', '--record', str(record), '--plot', str(plot))
     assert result.returncode == 1, result.stderr
     assert '/b/tracker_node track_ms: WARN' in result.stdout
     assert '/a/tracker_node track_ms: ' not in result.stdout
@@ -150,7 +150,7 @@ def test_a_broken_budget_is_status_1_recorded_and_drawn(tmp_path):
         ('1234.500', '/a/tracker_node', 'track_ms', 'OK'),
         ('1234.500', '/b/tracker_node', 'track_ms', 'WARN'),
     }
-    assert 4 <= len(rows) <= 26, 'a row for each node and second, less the discovery'
+    assert 2 <= len(rows) <= 16, 'a row for each node and second, less the discovery'
     assert plot.read_bytes().startswith(b'\x89PNG')
 
 
@@ -165,7 +165,7 @@ def test_nothing_found_is_status_2_and_says_where():
 def test_an_announced_node_that_says_nothing_is_status_2():
     nodes = [('tracker_node', '/a'), ('hung_node', '/a', DiagnosticStatus.OK, False)]
     with fleet(*nodes):
-        result = run('--once', '--json', '--wait', '8')
+        result = run('--once', '--json', '--wait', '5')
     assert result.returncode == 2
     assert 'never heard: /a/hung_node' in result.stderr
     assert json.loads(result.stdout)['unheard'] == ['/a/hung_node']

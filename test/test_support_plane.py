@@ -84,6 +84,13 @@ def test_a_flat_thing_is_not_lost_with_its_table(table):
     assert unchanged(table)
 
 
+def test_what_stands_behind_something_flat_is_not_lost_with_it(table):
+    """Below the object's upper half a wall is nearer than all that is seen of it."""
+    table[ON_IT] = 0.45
+    table[120:] = 0.3
+    assert unchanged(table)
+
+
 def test_without_a_plane_around_nothing_changes(table):
     rough = np.random.default_rng(3).uniform(0.5, 2.0, table.shape)
     rough[ROWS, COLUMNS] = table[ROWS, COLUMNS]

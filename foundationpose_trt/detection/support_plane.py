@@ -10,15 +10,16 @@ SAMPLES = 800  # of them
 TRIALS = 48  # three of a third on one plane are met with 1 - (1 - 1/27)^48 = 0.84, of half 0.998
 PLANE_SHARE = 0.3  # of the samples, at least, else nothing around the box is one plane
 TOLERANCE_M, TOLERANCE_SHARE = 0.004, 0.006  # of depth: noise of cameras and of a table's surface
-LEFT_SHARE = 0.1  # of the box's pixels; with fewer left it is the object that is flat and alone
+LEFT_SHARE = 0.1  # of the box's pixels, nearer than the plane: else it carries no object
 
 
 def without_support(depth_m: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
     """Return the depth (h, w) of a box, 0 where it is of the plane around the box.
 
     depth_m: (H, W) metres, 0 or not finite = invalid. Unchanged where nothing around is a plane,
-    or where the object itself would be gone. Intrinsics are not needed: over the pixels of any
-    pinhole camera the inverse depth of a plane is linear.
+    or where hardly anything is nearer: the object is as flat as its table, or behind what is
+    plane. Intrinsics are not needed: over the pixels of any pinhole camera the inverse depth of a
+    plane is linear.
     """
     inside = depth_m[rows, columns]
     plane = _plane_around(depth_m, rows, columns)
@@ -27,7 +28,8 @@ def without_support(depth_m: np.ndarray, rows: slice, columns: slice) -> np.ndar
     v, u = np.mgrid[rows, columns]
     inverse = plane[0] * u + plane[1] * v + plane[2]
     left = np.where(_is_near(inside, inverse), 0.0, inside)
-    return left if (left > 0).mean() >= LEFT_SHARE else inside
+    nearer = (left > 0) & (left * inverse < 1)
+    return left if nearer.mean() >= LEFT_SHARE else inside
 
 
 def _is_near(depth_m: np.ndarray, inverse_of_plane: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from ..datatypes import require
-from ..detection.backends import open_detector
+from ..detection.backends import open_detector, serving_backend
 from ..detection.detector import Detector, DetectorSettings
 from ..detection.images import ColorImage
 from ..detection.manifest import SHIPPED, detector_folder
@@ -85,7 +85,14 @@ def run(options: argparse.Namespace) -> int:
 
 def _opened(folder: Path, choice: EstimatorChoice) -> Detector:
     backend = BackendChoice('auto', choice.engines, build=True)
-    opened = open_detector(folder, choice.device, 'auto', backend)
+    device = choice.device
+    if torch.device(device).type == 'cuda':
+        try:
+            serving_backend(folder, device, backend)
+        except ValueError as error:  # a GPU without TensorRT, say: it finds the same there
+            print(f'the detector runs on the CPU: {error}')
+            device = 'cpu'
+    opened = open_detector(folder, device, 'auto', backend)
     missing = set(CAST) - set(opened.manifest.class_names)
     require(not missing, f'{folder} does not know {", ".join(sorted(missing))} of the cast')
     settings = DetectorSettings(tuple(CAST), tuple(CAST), LOWEST_SCORE)
