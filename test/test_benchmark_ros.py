@@ -24,7 +24,7 @@ def test_every_size_is_measured_with_and_without_viewer_and_the_first_with_the_o
 ):
     monkeypatch.setattr(benchmark_ros, 'has_events_executor', lambda: True)
     rows = cases([480, 720], [1, 4])
-    assert len(rows) == 2 * 2 * 2 + 1 and rows[-1] == Case(480, 1, False, 'events')
+    assert len(rows) == 2 * 2 * 2 + 1 and rows[-1] == Case(480, 1, False, 'single')
     assert [(c.width, c.height) for c in rows[::4][:2]] == [(640, 480), (1280, 720)]
     monkeypatch.setattr(benchmark_ros, 'has_events_executor', lambda: False)
     assert len(cases([480], [1])) == 2

@@ -89,7 +89,7 @@ def test_callbacks_hold_up_the_executor_for_less_than_a_millisecond(make_rig):
     rig.send('camera_info', 0)
     slowed(rig, 0.01)
     taken_ms = []
-    put = rig.node._on_image
+    put = rig.node._listening[2].callback
 
     def timed(message):
         start_s = time.thread_time()  # of this thread's own work: others share the machine

@@ -23,7 +23,7 @@ from ros_contexts import begin_context, end_context
 from ros_rig import MS, Rig
 from sensor_msgs.msg import CameraInfo
 
-from foundationpose_trt.ros import image_node, pattern_camera_node, tracker_node
+from foundationpose_trt.ros import image_node, pattern_camera_node, running, tracker_node
 from foundationpose_trt.ros.tracker_node import TrackerNode
 
 pytestmark = pytest.mark.ros
@@ -254,15 +254,36 @@ def test_build_only_ends_with_status_2_where_a_parameter_is_wrong():
     assert run('build_only:=true').returncode == 2
 
 
+@pytest.mark.parametrize(
+    ('major', 'there', 'chosen'),
+    [(9, True, 'events'), (9, False, 'single'), (7, True, 'single'), (None, True, 'single')],
+)
+def test_the_executor_is_the_one_that_was_tried_with_the_release(
+    major, there, chosen, monkeypatch
+):
+    def events():
+        if not there:
+            raise ImportError('rclpy.experimental.events_executor')
+        return 'events'
+
+    monkeypatch.delenv('FOUNDATIONPOSE_TRT_EXECUTOR', raising=False)
+    monkeypatch.setattr(running, 'rclpy_major', lambda: major)
+    monkeypatch.setattr(running, '_events_executor', events)
+    monkeypatch.setattr(running, 'SingleThreadedExecutor', lambda: 'single')
+    assert running.chosen_executor() == chosen
+
+
 def test_an_unknown_executor_is_refused_by_name(monkeypatch):
     monkeypatch.setenv('FOUNDATIONPOSE_TRT_EXECUTOR', 'fast')
     done = run('mesh_file_path:=/no/such.obj')
-    assert done.returncode == 2 and 'must be one of single, events' in done.stderr
+    assert done.returncode == 2 and 'must be one of auto, single, events' in done.stderr
 
 
-def test_a_node_runs_on_the_events_executor_and_ends_at_a_signal(tmp_path, monkeypatch):
-    pytest.importorskip('rclpy.experimental.events_executor')
-    monkeypatch.setenv('FOUNDATIONPOSE_TRT_EXECUTOR', 'events')
+@pytest.mark.parametrize('executor', ['events', 'single'])
+def test_a_node_runs_on_either_executor_and_ends_at_a_signal(executor, tmp_path, monkeypatch):
+    if executor == 'events':
+        pytest.importorskip('rclpy.experimental.events_executor')
+    monkeypatch.setenv('FOUNDATIONPOSE_TRT_EXECUTOR', executor)
     log = tmp_path / 'log'
     with log.open('wb') as file:
         process = subprocess.Popen(

@@ -18,11 +18,18 @@ def profile_variables() -> tuple[str, ...]:
 
     Up to Jazzy that is the old name only; Kilted and later warn at every start about the old name.
     """
-    try:
-        major = int(version('rclpy').partition('.')[0])
-    except PackageNotFoundError:  # a workspace overlay without metadata
+    major = rclpy_major()
+    if major is None:
         return PROFILE_VARIABLES
     return PROFILE_VARIABLES[:1] if major >= FIRST_RCLPY_WITH_FAST_DDS_3 else PROFILE_VARIABLES[1:]
+
+
+def rclpy_major() -> int | None:
+    """Return rclpy's major version; None where nothing says it: an overlay without metadata."""
+    try:
+        return int(version('rclpy').partition('.')[0])
+    except PackageNotFoundError:
+        return None
 
 
 def profile_environment(environment: Mapping[str, str]) -> dict[str, str]:

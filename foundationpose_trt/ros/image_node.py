@@ -28,6 +28,7 @@ from foundationpose_trt.ros.managed_node import ManagedNode
 from foundationpose_trt.ros.parameters import current
 from foundationpose_trt.ros.qos import LATCHED_QOS
 from foundationpose_trt.ros.rejections import RejectedMessage, Rejection
+from foundationpose_trt.ros.serialized_image import decoding
 from foundationpose_trt.ros.throttle import EventRate, ThrottledCount
 from foundationpose_trt.ros.worker import NewestWorker
 from foundationpose_trt.runtime.graph_cache import flush_allocator
@@ -134,8 +135,9 @@ class ImageNode(ManagedNode):
         if self.parameters.build_only:
             return
         for kind, topic, callback in self._inputs():
+            raw = kind is Image
             subscription = self.create_subscription(
-                kind, topic, callback, input_qos(),
+                kind, topic, decoding(callback) if raw else callback, input_qos(), raw=raw,
                 qos_overriding_options=QoSOverridingOptions(INPUT_QOS_OVERRIDES),
             )  # fmt: skip
             self._listening.append(subscription)

@@ -99,7 +99,7 @@ def restamped(serialized: bytes, stamp: Time) -> bytes:
     """
     order = '<' if serialized[1] & 1 else '>'
     values = struct.pack(f'{order}iI', stamp.sec, stamp.nanosec)
-    return serialized[:4] + values + serialized[12:]
+    return b''.join((serialized[:4], values, memoryview(serialized)[12:]))  # copies once
 
 
 def _image(pixels: np.ndarray, code: str, encoding: str) -> Image:
