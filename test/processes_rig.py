@@ -44,7 +44,7 @@ def trained(folder: Path) -> tuple[Trainer, list[float]]:
 
 
 def main(folder: Path) -> None:
-    with processes.joined():
+    with processes.joined('cpu'):
         rank, count, device = processes.rank(), processes.count(), processes.own_device('cpu')
         gradients, shared = averaged(), processes.of_first(10.0 + rank)
         trainer, drawn = trained(folder)

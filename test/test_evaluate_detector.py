@@ -170,6 +170,7 @@ def test_engines_are_built_where_they_are_missing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(evaluate_detector, 'open_detector', opened)
     monkeypatch.setattr(evaluate_detector, 'serving_backend', lambda *_: 'tensorrt')
+    monkeypatch.setattr(evaluate_detector, 'read_manifest', lambda folder: None)
     with pytest.raises(ValueError, match='enough'):
         evaluate_detector._opened(tmp_path, SimpleNamespace(engines=tmp_path, device='cuda'))
     assert choices == [BackendChoice('auto', tmp_path, build=True)]

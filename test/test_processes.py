@@ -51,7 +51,7 @@ def test_the_first_alone_saves_and_afterwards_each_is_alone(both):
 
 
 def test_one_process_is_the_only_one():
-    with processes.joined():
+    with processes.joined('cpu'):
         assert (processes.rank(), processes.count()) == (0, 1)
         assert processes.cores() == os.cpu_count()
         assert processes.of_first(3.5) == 3.5
@@ -71,3 +71,20 @@ def test_processes_share_gpus_in_turn(monkeypatch):
         processes.own_device('cuda')
         assert processes.own_device('cuda:1') == torch.device('cuda', 1)
     assert [device.index for device in taken] == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ('gpus', 'nccl', 'device', 'backend'),
+    [
+        (4, True, 'cuda', 'cpu:gloo,cuda:nccl'),
+        (2, True, 'cuda', 'gloo'),
+        (4, True, 'cuda:0', 'gloo'),
+        (4, False, 'cuda', 'gloo'),
+        (0, True, 'cpu', 'gloo'),
+    ],
+)
+def test_nccl_serves_only_processes_with_a_gpu_each(gpus, nccl, device, backend, monkeypatch):
+    monkeypatch.setenv('LOCAL_WORLD_SIZE', '4')
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: gpus)
+    monkeypatch.setattr(processes.dist, 'is_nccl_available', lambda: nccl)
+    assert processes._backend(device) == backend

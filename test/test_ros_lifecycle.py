@@ -255,11 +255,17 @@ def test_build_only_ends_with_status_2_where_a_parameter_is_wrong():
 
 
 @pytest.mark.parametrize(
-    ('major', 'there', 'chosen'),
-    [(9, True, 'events'), (9, False, 'single'), (7, True, 'single'), (None, True, 'single')],
+    ('major', 'rmw', 'there', 'chosen'),
+    [
+        (9, 'rmw_fastrtps_cpp', True, 'events'),
+        (9, 'rmw_fastrtps_cpp', False, 'single'),
+        (9, 'rmw_cyclonedds_cpp', True, 'single'),
+        (7, 'rmw_fastrtps_cpp', True, 'single'),
+        (None, 'rmw_fastrtps_cpp', True, 'single'),
+    ],
 )
 def test_the_executor_is_the_one_that_was_tried_with_the_release(
-    major, there, chosen, monkeypatch
+    major, rmw, there, chosen, monkeypatch
 ):
     def events():
         if not there:
@@ -268,6 +274,7 @@ def test_the_executor_is_the_one_that_was_tried_with_the_release(
 
     monkeypatch.delenv('FOUNDATIONPOSE_TRT_EXECUTOR', raising=False)
     monkeypatch.setattr(running, 'rclpy_major', lambda: major)
+    monkeypatch.setattr(running, 'get_rmw_implementation_identifier', lambda: rmw)
     monkeypatch.setattr(running, '_events_executor', events)
     monkeypatch.setattr(running, 'SingleThreadedExecutor', lambda: 'single')
     assert running.chosen_executor() == chosen

@@ -15,6 +15,7 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
 from foundationpose_trt.ros import conversions
+from foundationpose_trt.ros.rejections import RejectedMessage, Rejection
 from foundationpose_trt.ros.serialized_image import ReceivedImage, decoded_image, decoding
 
 pytestmark = pytest.mark.ros
@@ -96,10 +97,13 @@ def test_conversions_read_it_as_they_read_a_message(encoding, code, read):
 
 
 @pytest.mark.parametrize('cut', [0, 1, 3, 4, 11, 20, 39, 60])
-def test_what_is_cut_off_is_left_to_rclpy(cut):
+def test_what_is_cut_off_is_rejected(cut):
     serialized = bytes(serialize_message(image()))[:cut]
-    with pytest.raises(Exception, match=r'.'):
+    with pytest.raises(RejectedMessage, match=f'{cut} bytes came that are no sensor_msgs/Image'):
         decoded_image(serialized)
+    images, rejected = [], []
+    decoding(images.append, rejected.append)(serialized)
+    assert not images and rejected[0].rejection is Rejection.BAD_IMAGE
 
 
 def test_other_encodings_of_the_wire_are_left_to_rclpy(monkeypatch):
@@ -114,7 +118,7 @@ def test_other_encodings_of_the_wire_are_left_to_rclpy(monkeypatch):
 
 def test_callbacks_get_the_image():
     got = []
-    decoding(got.append)(bytes(serialize_message(image())))
+    decoding(got.append, pytest.fail)(bytes(serialize_message(image())))
     assert_same(got[0], image())
 
 

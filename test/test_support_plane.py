@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from foundationpose_trt.detection.label_image import label_image
+from foundationpose_trt.detection.label_image import label_image, standing_in_box
 from foundationpose_trt.detection.postprocess import Detections
 from foundationpose_trt.detection.support_plane import without_support
 
-HEIGHT, WIDTH, FOCAL_PX = 240, 320, 300.0
+HEIGHT, WIDTH, FOCAL_PX, BAND_M = 240, 320, 300.0, 0.15
 ROWS, COLUMNS = slice(90, 150), slice(120, 200)
 ON_IT = slice(100, 140), slice(130, 190)
+TIGHT = slice(97, 143), slice(126, 194)  # as detectors draw them
 TABLE = (0.1, -0.6, -0.8, 0.6)  # normal and distance: seen from above, 0.5 to 1.2 m away
 
 
@@ -85,9 +86,10 @@ def test_a_flat_thing_is_not_lost_with_its_table(table):
 
 
 def test_what_stands_behind_something_flat_is_not_lost_with_it(table):
-    """Below the object's upper half a wall is nearer than all that is seen of it."""
+    """Below the object's upper half a wall is nearer than all that is seen; above all is rough."""
+    table[:110] = np.random.default_rng(4).uniform(0.8, 2.0, (110, WIDTH))
     table[ON_IT] = 0.45
-    table[120:] = 0.3
+    table[110:] = 0.3
     assert unchanged(table)
 
 
@@ -110,6 +112,7 @@ def test_where_the_camera_saw_nothing(table, nothing):
     np.testing.assert_array_equal(seen[1::3], expected_mask()[ROWS, COLUMNS][1::3])
 
 
+@pytest.mark.filterwarnings('error')
 @pytest.mark.parametrize(
     ('rows', 'columns'),
     [
@@ -117,13 +120,15 @@ def test_where_the_camera_saw_nothing(table, nothing):
         (slice(180, 240), slice(240, 320)),
         (slice(0, 240), slice(0, 320)),
         (slice(5, 5), slice(7, 7)),
+        (slice(240, 240), slice(100, 200)),
+        (slice(50, 100), slice(60, 60)),
     ],
 )
 def test_boxes_at_the_edges(table, rows, columns):
     table[rows, columns][5:40, 5:50] = 0.4
     left = without_support(table, rows, columns)
     assert left.shape == table[rows, columns].shape
-    alone = left.shape in ((0, 0), table.shape)  # nothing around such a box
+    alone = left.size == 0 or left.shape == table.shape  # nothing around such a box
     assert alone == unchanged(table, rows, columns)
 
 
@@ -135,10 +140,41 @@ def test_a_line_of_pixels_is_no_plane(table):
     assert unchanged(line)
 
 
+DISC_PX = np.hypot(*(np.indices((HEIGHT, WIDTH)) - np.array([120, 160])[:, None, None]))
+
+
+@pytest.mark.parametrize('height_m', [0.04, 0.15])
+def test_through_the_middle_of_a_ring_the_table_is_seen(table, height_m):
+    ring = (DISC_PX < 40) & (DISC_PX > 28)
+    table[ring] -= height_m
+    rows, columns = slice(80, 161), slice(120, 201)
+    found = standing_in_box(table, rows, columns, 2 * BAND_M)
+    np.testing.assert_array_equal(found, ring[rows, columns])
+
+
+def test_one_of_a_row_of_cartons_is_not_what_passes_before_it():
+    depth = np.full((HEIGHT, WIDTH), 0.8)
+    gripper = slice(92, 112), slice(125, 165)
+    depth[gripper] = 0.6
+    found = standing_in_box(depth, ROWS, COLUMNS, BAND_M)
+    np.testing.assert_array_equal(found, depth[ROWS, COLUMNS] == 0.8)
+
+
+def test_the_size_of_the_image_does_not_matter(table):
+    """Three times as many pixels a side: the same pixels are the table's."""
+    table[ON_IT] -= 0.05
+    large = np.kron(table, np.ones((3, 3)))
+    rows, columns = (slice(3 * part.start, 3 * part.stop) for part in TIGHT)
+    found = standing_in_box(large, rows, columns, BAND_M)
+    expected = np.kron(expected_mask(), np.ones((3, 3), bool))[rows, columns]
+    assert (found != expected).mean() < 0.001
+
+
 def test_the_label_of_a_box_is_what_stands_on_the_table(table):
     """The table under it lies in its band of depth and is not labelled."""
     table[ON_IT] -= 0.05
-    box = np.array([[COLUMNS.start, ROWS.start, COLUMNS.stop, ROWS.stop]], np.float32)
+    rows, columns = TIGHT
+    box = np.array([[columns.start, rows.start, columns.stop, rows.stop]], np.float32)
     found = Detections(box, np.array([0.9], np.float32), np.array([0]), np.array([0]))
     labels = label_image(found, [0], table.shape, table)
     np.testing.assert_array_equal(labels == 1, expected_mask())

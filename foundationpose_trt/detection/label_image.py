@@ -49,8 +49,22 @@ def label_image(
         if depth_m is None:
             inside[:] = label
         else:
-            inside[in_band(without_support(depth_m, rows, columns), band_m)] = label
+            inside[standing_in_box(depth_m, rows, columns, band_m)] = label
     return labels
+
+
+def standing_in_box(depth_m: np.ndarray, rows: slice, columns: slice, band_m: float) -> np.ndarray:
+    """Return the pixels (h, w) bool of a box that are in_band and not of the plane around it.
+
+    depth_m: (H, W) metres, 0 = invalid. Where what is off the plane does not fill the box to its
+    sides it is not the object, which then is of that plane: a book, one of a row of cartons.
+    """
+    off = without_support(depth_m, rows, columns)
+    if not reaches_all_sides(off > 0):
+        return in_band(depth_m[rows, columns], band_m)
+    found = in_band(off, band_m)
+    # the middle of a ring shows the table alone
+    return found if found.any() else in_band(off, band_m, core_share=1.0)
 
 
 def labels_of_masks(
@@ -147,16 +161,17 @@ def fills_corners(inside: np.ndarray) -> bool:
     return sum(corner.mean() > 0.5 for corner in corners) >= 3
 
 
-def in_band(depth_m: np.ndarray, band_m: float) -> np.ndarray:
+def in_band(depth_m: np.ndarray, band_m: float, core_share: float = CORE_SHARE) -> np.ndarray:
     """Pixels (h, w) bool of a box in the band of depth, band_m deep, around what fills its middle.
 
     What fills it: the surfaces within one such band that are most of the middle, the nearest of
     equally many. Where something passes in front of the object and fills the middle, the layer
     behind it that reaches all sides of the box: the box is drawn around what is seen of the
-    object. Nothing, where the middle has no valid depth.
+    object. Nothing, where the middle has no valid depth. core_share: of the box's sides, which is
+    its middle.
     """
     height, width = depth_m.shape
-    margin_y, margin_x = (round(side * (1 - CORE_SHARE) / 2) for side in (height, width))
+    margin_y, margin_x = (round(side * (1 - core_share) / 2) for side in (height, width))
     core = depth_m[margin_y : height - margin_y, margin_x : width - margin_x]
     values = np.sort(core[(core > 0) & np.isfinite(core)], axis=None)
     if len(values) == 0:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 RING_SHARE = 0.35  # of the box's longer side: how far around it the plane is looked for
-FEWEST_PX = 100  # with depth around the box
-SAMPLES = 800  # of them
+FEWEST_PX = 50  # with depth around the box
+MOST_PX = 2000  # of a grid over the box and what is around it
 TRIALS = 48  # three of a third on one plane are met with 1 - (1 - 1/27)^48 = 0.84, of half 0.998
-PLANE_SHARE = 0.3  # of the samples, at least, else nothing around the box is one plane
+PLANE_SHARE = 0.3  # of those pixels, at least, else nothing around the box is one plane
 TOLERANCE_M, TOLERANCE_SHARE = 0.004, 0.006  # of depth: noise of cameras and of a table's surface
 LEFT_SHARE = 0.1  # of the box's pixels, nearer than the plane: else it carries no object
 
@@ -22,12 +24,12 @@ def without_support(depth_m: np.ndarray, rows: slice, columns: slice) -> np.ndar
     plane is linear.
     """
     inside = depth_m[rows, columns]
-    plane = _plane_around(depth_m, rows, columns)
+    plane = _plane_around(depth_m, rows, columns) if inside.size else None
     if plane is None:
         return inside
-    v, u = np.mgrid[rows, columns]
-    inverse = plane[0] * u + plane[1] * v + plane[2]
-    left = np.where(_is_near(inside, inverse), 0.0, inside)
+    u, v = (np.arange(part.start, part.stop, dtype=np.float32) for part in (columns, rows))
+    inverse = np.float32(plane[0]) * u + (plane[1] * v + plane[2]).astype(np.float32)[:, None]
+    left = np.where(_is_near(inside, inverse), inside.dtype.type(0), inside)
     nearer = (left > 0) & (left * inverse < 1)
     return left if nearer.mean() >= LEFT_SHARE else inside
 
@@ -46,8 +48,6 @@ def _plane_around(depth_m: np.ndarray, rows: slice, columns: slice) -> np.ndarra
     points, z = _ring(depth_m, rows, columns)
     if len(z) < FEWEST_PX:
         return None
-    some = slice(None, None, -(-len(z) // SAMPLES))
-    points, z = points[some], z[some]
     drawn = np.random.default_rng(0).integers(0, len(z), (TRIALS, 3))
     corners = points[drawn]
     spread = np.abs(np.linalg.det(corners)) > 1.0  # px^2, twice the triangle's area
@@ -62,12 +62,21 @@ def _plane_around(depth_m: np.ndarray, rows: slice, columns: slice) -> np.ndarra
 
 
 def _ring(depth_m: np.ndarray, rows: slice, columns: slice) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels around a box: (N, 3) column, row and 1, and their depths (N,) float64."""
+    """Pixels of a grid around a box: (N, 3) column, row and 1, and their depths (N,) float64.
+
+    The grid is as wide as leaves MOST_PX of them, whatever the size of the image.
+    """
     margin = round(RING_SHARE * max(rows.stop - rows.start, columns.stop - columns.start))
-    top, left = max(rows.start - margin, 0), max(columns.start - margin, 0)
-    around = depth_m[top : rows.stop + margin, left : columns.stop + margin]
+    grid, places = [], []
+    outside = np.prod([part.stop - part.start + 2 * margin for part in (rows, columns)])
+    step = max(1, math.ceil(math.sqrt(outside / MOST_PX)))
+    for part in (rows, columns):
+        first = max(part.start - margin, 0)
+        grid.append(slice(first, part.stop + margin, step))
+        places.append(slice(-((first - part.start) // step), -((first - part.stop) // step)))
+    around = depth_m[grid[0], grid[1]]
     valid = (around > 0) & np.isfinite(around)
-    valid[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left] = False
+    valid[places[0], places[1]] = False
     v, u = np.nonzero(valid)
-    points = np.stack([u + left, v + top, np.ones_like(u)], 1).astype(np.float64)
-    return points, around[valid].astype(np.float64)
+    at = [grid[1].start + step * u, grid[0].start + step * v, np.ones_like(u)]
+    return np.stack(at, 1).astype(np.float64), around[valid].astype(np.float64)

@@ -137,7 +137,8 @@ class ImageNode(ManagedNode):
         for kind, topic, callback in self._inputs():
             raw = kind is Image
             subscription = self.create_subscription(
-                kind, topic, decoding(callback) if raw else callback, input_qos(), raw=raw,
+                kind, topic, decoding(callback, self.reject) if raw else callback, input_qos(),
+                raw=raw,
                 qos_overriding_options=QoSOverridingOptions(INPUT_QOS_OVERRIDES),
             )  # fmt: skip
             self._listening.append(subscription)

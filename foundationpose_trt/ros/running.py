@@ -16,6 +16,7 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.logging import get_logger
 from rclpy.signals import SignalHandlerOptions
+from rclpy.utilities import get_rmw_implementation_identifier
 
 from foundationpose_trt.ros.dds import rclpy_major, use_shared_memory_profile
 from foundationpose_trt.ros.managed_node import ManagedNode
@@ -56,7 +57,8 @@ def _events_executor() -> Any:
 
 
 def _automatic_executor() -> Any:
-    if (rclpy_major() or 0) < FIRST_RCLPY_WITH_TRIED_EVENTS:
+    tried = (rclpy_major() or 0) >= FIRST_RCLPY_WITH_TRIED_EVENTS
+    if not tried or get_rmw_implementation_identifier() != RMW_WITH_TRIED_EVENTS:
         return SingleThreadedExecutor()
     try:
         return _events_executor()
@@ -71,6 +73,7 @@ EXECUTORS: dict[str, Callable[[], Any]] = {
     'auto': _automatic_executor, 'single': SingleThreadedExecutor, 'events': _events_executor,
 }  # fmt: skip
 FIRST_RCLPY_WITH_TRIED_EVENTS = 9  # Kilted's, with which all tests of the nodes pass
+RMW_WITH_TRIED_EVENTS = 'rmw_fastrtps_cpp'
 # Python's own 5 ms are as long as a frame: a worker that was woken waits for the executor's thread
 SWITCH_INTERVAL_S = 5e-5
 
@@ -110,6 +113,7 @@ def run_nodes(
     Signals only set a flag, so that nothing publishes into a context that is already gone.
     """
     stop = StopRequest()
+    turns_s = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     use_shared_memory_profile()
     try:
@@ -133,6 +137,7 @@ def run_nodes(
     else:
         status, all_ended = _spin(name, nodes, stop, executor)
     rclpy.try_shutdown()
+    sys.setswitchinterval(turns_s)
     if not all_ended:
         # Python would tear down under a thread that is inside torch, which aborts the process
         sys.stdout.flush()

@@ -17,6 +17,8 @@ from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
+from foundationpose_trt.ros.rejections import RejectedMessage, Rejection
+
 ORDERS = {b'\x00\x00': '>', b'\x00\x01': '<'}  # plain CDR (OMG DDSI-RTPS 2.5, table 10.3)
 PREFIX = 4  # bytes that tell the encoding; alignment counts from behind them
 
@@ -34,15 +36,27 @@ class ReceivedImage:
     data: memoryview
 
 
-def decoding(callback: Callable[[Any], None]) -> Callable[[bytes], None]:
-    """Return a callback for a raw subscription that calls one for images."""
-    return lambda serialized: callback(decoded_image(serialized))
+def decoding(
+    callback: Callable[[Any], None], reject: Callable[[RejectedMessage], None]
+) -> Callable[[bytes], None]:
+    """Return a callback for a raw subscription that calls one for images, or reject."""
+
+    def decode(serialized: bytes) -> None:
+        try:
+            image = decoded_image(serialized)
+        except RejectedMessage as error:
+            reject(error)
+        else:
+            callback(image)
+
+    return decode
 
 
 def decoded_image(serialized: bytes) -> ReceivedImage | Image:
     """Return the image of a serialised sensor_msgs/Image.
 
-    Where the bytes are no plain CDR of one, rclpy deserialises them, or raises.
+    Where the bytes are no plain CDR of one, rclpy deserialises them. Raises RejectedMessage where
+    it cannot either.
     """
     order = ORDERS.get(bytes(serialized[:2]))
     try:
@@ -50,7 +64,13 @@ def decoded_image(serialized: bytes) -> ReceivedImage | Image:
             return _read(_Reader(serialized, order))
     except (struct.error, UnicodeDecodeError):  # cut off, or of another type
         pass
-    return deserialize_message(serialized, Image)
+    try:
+        return deserialize_message(serialized, Image)
+    except RuntimeError as error:  # of the RMW
+        raise RejectedMessage(
+            Rejection.BAD_IMAGE,
+            f'{len(serialized)} bytes came that are no sensor_msgs/Image: {error}',
+        ) from error
 
 
 def _read(reader: _Reader) -> ReceivedImage:

@@ -20,7 +20,7 @@ from ..datatypes import require
 from ..detection.backends import open_detector, serving_backend
 from ..detection.detector import Detector, DetectorSettings
 from ..detection.images import ColorImage
-from ..detection.manifest import SHIPPED, detector_folder
+from ..detection.manifest import SHIPPED, detector_folder, read_manifest
 from ..runtime.choice import BackendChoice
 from ..scenes.metrics import RECALL_DIAMETER_SHARE, PoseErrors, pose_errors, recall, surface_points
 from ..synthesis.cast import CAST, cast_objects
@@ -87,6 +87,7 @@ def _opened(folder: Path, choice: EstimatorChoice) -> Detector:
     backend = BackendChoice('auto', choice.engines, build=True)
     device = choice.device
     if torch.device(device).type == 'cuda':
+        read_manifest(folder)  # what is wrong with it is no reason to run elsewhere
         try:
             serving_backend(folder, device, backend)
         except ValueError as error:  # a GPU without TensorRT, say: it finds the same there

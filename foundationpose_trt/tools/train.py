@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
     is_detector = options.network == 'detector'
     train: Callable[..., Any] = trained_detector if is_detector else _train
     judge: Callable[..., None] = judge_detector if is_detector else _judge
-    with processes.joined():
+    with processes.joined(options.device):
         device = processes.own_device(options.device)
         trained, is_first = train(options, device), processes.rank() == 0
     if is_first:

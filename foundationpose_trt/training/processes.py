@@ -16,20 +16,24 @@ import torch.distributed as dist
 
 
 @contextmanager
-def joined() -> Iterator[None]:
-    """Be one of the processes that torchrun started; without it, the only one."""
+def joined(device: str) -> Iterator[None]:
+    """Be one of the processes that torchrun started; without it, the only one.
+
+    device: as for own_device.
+    """
     if not dist.is_torchelastic_launched():
         yield
         return
-    dist.init_process_group(_backend())
+    dist.init_process_group(_backend(device))
     try:
         yield
     finally:
         dist.destroy_process_group()
 
 
-def _backend() -> str:
-    own_gpus = torch.cuda.device_count() >= int(os.environ['LOCAL_WORLD_SIZE'])
+def _backend(device: str) -> str:
+    enough = torch.cuda.device_count() >= int(os.environ['LOCAL_WORLD_SIZE'])
+    own_gpus = enough and torch.device(device).index is None and dist.is_nccl_available()
     return 'cpu:gloo,cuda:nccl' if own_gpus else 'gloo'
 
 
