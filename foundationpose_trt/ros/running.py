@@ -74,8 +74,6 @@ EXECUTORS: dict[str, Callable[[], Any]] = {
 }  # fmt: skip
 FIRST_RCLPY_WITH_TRIED_EVENTS = 9  # Kilted's, with which all tests of the nodes pass
 RMW_WITH_TRIED_EVENTS = 'rmw_fastrtps_cpp'
-# Python's own 5 ms are as long as a frame: a worker that was woken waits for the executor's thread
-SWITCH_INTERVAL_S = 5e-5
 
 
 def chosen_executor() -> Any:
@@ -113,8 +111,6 @@ def run_nodes(
     Signals only set a flag, so that nothing publishes into a context that is already gone.
     """
     stop = StopRequest()
-    turns_s = sys.getswitchinterval()
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
     use_shared_memory_profile()
     try:
         rclpy.init(
@@ -137,7 +133,6 @@ def run_nodes(
     else:
         status, all_ended = _spin(name, nodes, stop, executor)
     rclpy.try_shutdown()
-    sys.setswitchinterval(turns_s)
     if not all_ended:
         # Python would tear down under a thread that is inside torch, which aborts the process
         sys.stdout.flush()
