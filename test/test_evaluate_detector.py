@@ -16,7 +16,7 @@ from foundationpose_trt.detection.postprocess import Detections
 from foundationpose_trt.runtime.choice import BackendChoice
 from foundationpose_trt.synthesis.cast import CAST
 from foundationpose_trt.synthesis.tabletop import SceneSettings
-from foundationpose_trt.tools import cli, evaluate_detector
+from foundationpose_trt.tools import cli, demo, evaluate_detector
 
 SMALL = SceneSettings(width=160, height=120, focal_px=150.0, texture_px=64)
 
@@ -169,20 +169,22 @@ def test_engines_are_built_where_they_are_missing(tmp_path, monkeypatch):
         raise ValueError('enough')
 
     monkeypatch.setattr(evaluate_detector, 'open_detector', opened)
-    monkeypatch.setattr(evaluate_detector, 'serving_backend', lambda *_: 'tensorrt')
-    monkeypatch.setattr(evaluate_detector, 'read_manifest', lambda folder: None)
+    monkeypatch.setattr(evaluate_detector, 'detector_device', lambda *_: {'device': 'cuda'})
     with pytest.raises(ValueError, match='enough'):
         evaluate_detector._opened(tmp_path, SimpleNamespace(engines=tmp_path, device='cuda'))
     assert choices == [BackendChoice('auto', tmp_path, build=True)]
 
 
 def test_a_detector_that_the_gpu_cannot_run_is_judged_on_the_cpu(tmp_path, monkeypatch, capsys):
-    def refuse(*_):
-        raise ValueError('no TensorRT here')
+    def serving(folder, device, choice):
+        if device == 'cuda':
+            raise ValueError('no TensorRT here')
+        return 'torchscript'
 
     nothing = np.full((1, 6, 4), 0.5, np.float32), np.full((1, 6, len(CAST) + 1), -9, np.float32)
     model = write_fixed(tmp_path / 'm', *nothing, classes=(*CAST, None))
-    monkeypatch.setattr(evaluate_detector, 'serving_backend', refuse)
+    monkeypatch.setattr(demo.torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(demo, 'serving_backend', serving)
     detector = evaluate_detector._opened(model, SimpleNamespace(engines=None, device='cuda'))
     assert detector.device.type == 'cpu'
     assert 'runs on the CPU: no TensorRT here' in capsys.readouterr().out

@@ -152,6 +152,11 @@ def test_through_the_middle_of_a_ring_the_table_is_seen(table, height_m):
     np.testing.assert_array_equal(found, ring[rows, columns])
 
 
+def test_a_thing_of_glass_without_depth_is_not_the_table_around_it(table):
+    table[102:138, 132:188] = 0.0
+    assert not standing_in_box(table, ROWS, COLUMNS, BAND_M).any()
+
+
 def test_one_of_a_row_of_cartons_is_not_what_passes_before_it():
     depth = np.full((HEIGHT, WIDTH), 0.8)
     gripper = slice(92, 112), slice(125, 165)

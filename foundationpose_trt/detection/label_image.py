@@ -59,12 +59,13 @@ def standing_in_box(depth_m: np.ndarray, rows: slice, columns: slice, band_m: fl
     depth_m: (H, W) metres, 0 = invalid. Where what is off the plane does not fill the box to its
     sides it is not the object, which then is of that plane: a book, one of a row of cartons.
     """
-    off = without_support(depth_m, rows, columns)
+    inside, off = depth_m[rows, columns], without_support(depth_m, rows, columns)
     if not reaches_all_sides(off > 0):
-        return in_band(depth_m[rows, columns], band_m)
+        return in_band(inside, band_m)
     found = in_band(off, band_m)
-    # the middle of a ring shows the table alone
-    return found if found.any() else in_band(off, band_m, core_share=1.0)
+    # the middle of a ring shows the table alone; without depth there, as of glass, it is unknown
+    is_ring = not found.any() and bool(((inside > 0) & (off == 0)).any())
+    return in_band(off, band_m, core_share=1.0) if is_ring else found
 
 
 def labels_of_masks(

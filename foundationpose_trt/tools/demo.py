@@ -216,6 +216,7 @@ def detector_device(folder: Path, device: str) -> dict[str, Any]:
 
     Raises ValueError where neither can.
     """
+    read_manifest(folder)  # what is wrong with it is no reason to run elsewhere
     if device != 'cpu' and torch.cuda.is_available():
         try:
             backend = serving_backend(folder, 'cuda', BackendChoice(build=True))

@@ -17,10 +17,10 @@ import torch
 from tqdm import tqdm
 
 from ..datatypes import require
-from ..detection.backends import open_detector, serving_backend
+from ..detection.backends import open_detector
 from ..detection.detector import Detector, DetectorSettings
 from ..detection.images import ColorImage
-from ..detection.manifest import SHIPPED, detector_folder, read_manifest
+from ..detection.manifest import SHIPPED, detector_folder
 from ..runtime.choice import BackendChoice
 from ..scenes.metrics import RECALL_DIAMETER_SHARE, PoseErrors, pose_errors, recall, surface_points
 from ..synthesis.cast import CAST, cast_objects
@@ -35,6 +35,7 @@ from ..training.detector_scenes import (
     compose_stages,
 )
 from . import report
+from .demo import detector_device
 from .estimator_options import EstimatorChoice, add_estimator_arguments, chosen_estimator
 from .synthetic_trials import MIN_MASK_PX, MIN_VISIBLE, clutter
 
@@ -85,14 +86,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _opened(folder: Path, choice: EstimatorChoice) -> Detector:
     backend = BackendChoice('auto', choice.engines, build=True)
-    device = choice.device
-    if torch.device(device).type == 'cuda':
-        read_manifest(folder)  # what is wrong with it is no reason to run elsewhere
-        try:
-            serving_backend(folder, device, backend)
-        except ValueError as error:  # a GPU without TensorRT, say: it finds the same there
-            print(f'the detector runs on the CPU: {error}')
-            device = 'cpu'
+    device = detector_device(folder, choice.device)['device']  # it finds the same on a CPU
     opened = open_detector(folder, device, 'auto', backend)
     missing = set(CAST) - set(opened.manifest.class_names)
     require(not missing, f'{folder} does not know {", ".join(sorted(missing))} of the cast')
