@@ -49,7 +49,7 @@ class Oracle:
         return SimpleNamespace(detections=Detections(boxes, scores, kinds, kinds), labels=None)
 
 
-def box_figures(oracle, monkeypatch, views=8):
+def box_figures(oracle, monkeypatch, views=8, first=0):
     truth = evaluate_detector._truth
 
     def noting(batch):
@@ -58,13 +58,27 @@ def box_figures(oracle, monkeypatch, views=8):
         return found
 
     monkeypatch.setattr(evaluate_detector, '_truth', noting)
-    options = SimpleNamespace(stages=1, views=views)
+    options = SimpleNamespace(stages=1, first_stage=first, views=views)
     return evaluate_detector.box_figures(oracle, options, 'cpu')
 
 
 def test_a_detector_that_is_right_has_full_average_precision(monkeypatch):
     pytest.importorskip('supervision')
-    assert box_figures(Oracle(), monkeypatch)['ap50'] == pytest.approx(100, abs=0.01)
+    figures = box_figures(Oracle(), monkeypatch)
+    assert figures['boxes']['ap50'] == pytest.approx(100, abs=0.01)
+    assert figures['thresholds'][0.5] == {'recall': 100.0, 'precision': 100.0, 'f1': 100.0}
+
+
+def test_other_stages_hold_other_views(monkeypatch):
+    views = []
+    monkeypatch.setattr(evaluate_detector, 'average_precision', lambda *_: {})
+    monkeypatch.setattr(
+        evaluate_detector, 'threshold_figures', lambda found, truth, _: views.append(truth)
+    )
+    for first in (0, 0, 200):
+        box_figures(Oracle(), monkeypatch, 3, first)
+    first, again, other = (np.concatenate([boxes for boxes, _ in truth]) for truth in views)
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
 
 
 @pytest.mark.parametrize('views', [3, 11])
@@ -77,6 +91,7 @@ def test_every_view_counts_once(monkeypatch, views):
         return {}
 
     monkeypatch.setattr(evaluate_detector, 'average_precision', note)
+    monkeypatch.setattr(evaluate_detector, 'threshold_figures', lambda *_: {})
     oracle = Oracle()
     box_figures(oracle, monkeypatch, views)
     found, truth = judged
@@ -88,7 +103,9 @@ def test_every_view_counts_once(monkeypatch, views):
 
 def test_boxes_half_a_width_aside_do_not_count(monkeypatch):
     pytest.importorskip('supervision')
-    assert box_figures(Oracle(shift=0.5), monkeypatch)['ap50'] < 5
+    figures = box_figures(Oracle(shift=0.5), monkeypatch)
+    assert figures['boxes']['ap50'] < 5
+    assert figures['thresholds'][0.5]['recall'] < 5
 
 
 class Choice:
@@ -219,11 +236,14 @@ def test_the_command_prints_and_writes_both_tables(tmp_path, monkeypatch, capsys
         tmp_path / 'm', boxes, np.full((1, 6, 7), -9.0, np.float32), classes=classes
     )
     figures = dict.fromkeys(('ap50', *(f'ap50_{name}' for name in CAST)), 50.0)
-    monkeypatch.setattr(evaluate_detector, 'box_figures', lambda *_: figures)
+    lines = {0.4: {'recall': 97.5, 'precision': 96.5, 'f1': 97.0}}
+    judged = {'boxes': figures, 'thresholds': lines}
+    monkeypatch.setattr(evaluate_detector, 'box_figures', lambda *_: judged)
     rows = {name: {'true masks': 90.0, 'detected masks': 89.0} for name in (*CAST, 'all')}
     monkeypatch.setattr(evaluate_detector, 'registration_figures', lambda *_: rows)
     file = tmp_path / 'f.json'
     assert cli.main(['evaluate-detector', '--model', str(model), '--json', str(file)]) == 0
-    assert json.loads(file.read_text()) == {'boxes': figures, 'registration': rows}
+    written = {'boxes': figures, 'thresholds': {'0.4': lines[0.4]}, 'registration': rows}
+    assert json.loads(file.read_text()) == written
     text = capsys.readouterr().out
-    assert 'AP50' in text and 'detected masks' in text
+    assert 'AP50' in text and 'detected masks' in text and '97.5' in text

@@ -26,7 +26,11 @@ from ..scenes.metrics import RECALL_DIAMETER_SHARE, PoseErrors, pose_errors, rec
 from ..synthesis.cast import CAST, cast_objects
 from ..synthesis.tabletop import SceneSettings, compose_views
 from ..synthesis.tabletop_images import TabletopImage, TabletopRenderer
-from ..training.detection_metrics import average_precision, require_metric
+from ..training.detection_metrics import (
+    average_precision,
+    require_metric,
+    threshold_figures,
+)
 from ..training.detector_scenes import (
     NONE,
     DetectionBatch,
@@ -35,7 +39,7 @@ from ..training.detector_scenes import (
     compose_stages,
 )
 from . import report
-from .demo import detector_device
+from .demo import DETECTOR_THRESHOLD, detector_device
 from .estimator_options import EstimatorChoice, add_estimator_arguments, chosen_estimator
 from .synthetic_trials import MIN_MASK_PX, MIN_VISIBLE, clutter
 
@@ -45,6 +49,7 @@ BATCH = 8
 SETTINGS = SceneSettings(distance_diameters=(2.2, 6.0), texture_px=512)
 FIRST_REGISTER_SEED = 7000  # of arrangements
 MASKS = ('true masks', 'detected masks')
+THRESHOLDS = (0.2, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6)
 FOUND_SHARE = 0.5  # of what is seen of an object, in the mask
 
 
@@ -54,12 +59,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--model', default=SHIPPED, metavar='NAME|DIR', help=f'default: {SHIPPED}, which ships'
     )
     parser.add_argument('--stages', type=int, default=24, help='sets of held-out objects')
+    parser.add_argument(
+        '--first-stage', type=int, default=0, metavar='N',
+        help='of them: take others to choose a threshold by than to report',
+    )  # fmt: skip
     parser.add_argument('--views', type=int, default=8, help='images of each set')
     parser.add_argument(
         '--registrations', type=int, default=4, metavar='N',
         help='views per object that are registered from its mask; 0: none',
     )  # fmt: skip
-    parser.add_argument('--threshold', type=float, default=0.5, help='of scores, for registration')
+    parser.add_argument(
+        '--threshold', type=float, default=DETECTOR_THRESHOLD,
+        help=f"of scores, for registration; default: the demo's, {DETECTOR_THRESHOLD}",
+    )  # fmt: skip
     parser.add_argument('--json', type=Path, metavar='FILE')
     add_estimator_arguments(parser)
 
@@ -67,14 +79,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Measure, print and write."""
     require(
-        min(options.stages, options.views) >= 1 and options.registrations >= 0,
+        min(options.stages, options.views) >= 1
+        and min(options.registrations, options.first_stage) >= 0,
         f'--stages {options.stages} and --views {options.views} must be at least 1,'
-        f' --registrations {options.registrations} not negative',
+        f' --registrations {options.registrations} and --first-stage {options.first_stage} not'
+        ' negative',
     )
     require_metric()
     choice = chosen_estimator(options)
     detector = _opened(detector_folder(options.model), choice)
-    content: dict[str, Any] = {'boxes': box_figures(detector, options, choice.device)}
+    content: dict[str, Any] = box_figures(detector, options, choice.device)
     if options.registrations:
         detector.set_threshold(options.threshold)
         content['registration'] = registration_figures(detector, choice, options.registrations)
@@ -94,9 +108,13 @@ def _opened(folder: Path, choice: EstimatorChoice) -> Detector:
     return Detector(opened.manifest, opened.engine, settings)
 
 
-def box_figures(detector: Detector, options: argparse.Namespace, device: str) -> dict[str, float]:
-    """Average precision at IoU 0.5 of held-out views with camera errors, percent."""
-    stages = compose_stages(range(options.stages), options.views, SETTINGS, held_out=True)
+def box_figures(detector: Detector, options: argparse.Namespace, device: str) -> dict[str, Any]:
+    """Judge boxes on held-out views with camera errors, by IoU 0.5, percent.
+
+    boxes: average precision; thresholds: what thresholds make of the best box of each class.
+    """
+    seeds = range(options.first_stage, options.first_stage + options.stages)
+    stages = compose_stages(seeds, options.views, SETTINGS, held_out=True)
     world = DetectionWorld.build(stages, SETTINGS, torch.device(device))
     sampler = DetectionSampler(world, BATCH, torch.Generator(device).manual_seed(9))
     views = torch.arange(len(world.meshes), device=world.meshes.device)
@@ -107,7 +125,10 @@ def box_figures(detector: Detector, options: argparse.Namespace, device: str) ->
         truth += _truth(batch)[: len(part)]
         pixels = (batch.images[: len(part)] * 255).round().to(torch.uint8).cpu().numpy()
         found += [_found(detector, image) for image in pixels]
-    return average_precision(found, truth, list(CAST))
+    return {
+        'boxes': average_precision(found, truth, list(CAST)),
+        'thresholds': threshold_figures(found, truth, THRESHOLDS),
+    }
 
 
 def _truth(batch: DetectionBatch) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -203,6 +224,9 @@ def detected_mask(detector: Detector, image: TabletopImage, label: int) -> np.nd
 def _print(content: dict[str, Any]) -> None:
     rows = [[name.removeprefix('ap50_'), value] for name, value in content['boxes'].items()]
     report.print_table('average precision at IoU 0.5, %', ['', 'AP50'], rows)
+    found = [[threshold, *row.values()] for threshold, row in content['thresholds'].items()]
+    columns = ['scores above', 'recall', 'precision', 'F1']
+    report.print_table('the best box of each class, %', columns, found)
     if 'registration' in content:
         figures = content['registration']
         columns = list(figures['all'])
