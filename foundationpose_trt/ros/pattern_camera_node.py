@@ -1,7 +1,7 @@
-"""ROS node: a camera of nothing, to measure with: the same image at a fixed rate.
+"""ROS node: a camera of nothing, to measure with: the same image at a fixed rate, stamped now.
 
-Its messages lie ready, serialised and stamped with the time that they are due: as from a driver in
-C++, what Python takes to fill them is not part of a pose's age, but how late its timer is.
+Its messages are serialised once: as from a driver in C++, what Python takes to fill them is not
+part of a pose's age.
 """
 
 from __future__ import annotations
@@ -14,9 +14,7 @@ from typing import Any
 
 import numpy as np
 from builtin_interfaces.msg import Time
-from rclpy.duration import Duration
 from rclpy.node import Node
-from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.serialization import serialize_message
 from sensor_msgs.msg import Image
@@ -73,8 +71,7 @@ class PatternCameraNode(Node):
         self.viewed = 0
         if p.look:
             self.create_subscription(Image, 'debug/pose', self._on_debug, CAMERA_QOS)
-        self._timer = self.create_timer(1.0 / p.rate_hz, self._on_timer)
-        self._ready = self._restamped()
+        self.create_timer(1.0 / p.rate_hz, self._on_timer)
 
     def finished(self) -> bool:
         """It goes on until it is told to end."""
@@ -89,15 +86,9 @@ class PatternCameraNode(Node):
         time.sleep(0.05)  # a viewer that takes its time
 
     def _on_timer(self) -> None:
-        for publisher, message in self._ready:
-            publisher.publish(message)
-        self._ready = self._restamped()
-
-    def _restamped(self) -> list[tuple[Publisher, bytes]]:
-        """The messages of the timer's next call."""
-        wait = Duration(nanoseconds=max(self._timer.time_until_next_call() or 0, 0))
-        stamp = (self.get_clock().now() + wait).to_msg()
-        return [(publisher, restamped(message, stamp)) for publisher, message in self._sent]
+        stamp = self.get_clock().now().to_msg()
+        for publisher, serialized in self._sent:
+            publisher.publish(restamped(serialized, stamp))
 
 
 def restamped(serialized: bytes, stamp: Time) -> bytes:
