@@ -66,11 +66,11 @@ setup(
     install_requires=[
         'numpy>=1.21',
         'scipy>=1.8',
-        'trimesh>=4.0',
+        'trimesh>=4.8.3',
         'fast-simplification>=0.1.7',
         'pillow>=9.0',
         'opencv-python-headless>=4.5.4',
-        'warp-lang>=1.5',
+        'warp-lang>=1.14',
         'safetensors>=0.4',
         'matplotlib>=3.5',
         'tqdm>=4.57',

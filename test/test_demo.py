@@ -220,11 +220,13 @@ def options(tmp_path, **changes):
     return parsed
 
 
-def test_scene_is_rendered_once_and_again_for_another_length(tmp_path, monkeypatch):
-    calls = []
+@pytest.fixture
+def rendered(monkeypatch):
+    """Lengths of the scenes rendered so far, which hold empty files."""
+    lengths = []
 
     def render(parsed):
-        calls.append(parsed.frames)
+        lengths.append(parsed.frames)
         (parsed.out / 'rgb').mkdir(parents=True)
         (parsed.out / 'depth').mkdir()
         cameras = {}
@@ -235,10 +237,26 @@ def test_scene_is_rendered_once_and_again_for_another_length(tmp_path, monkeypat
         (parsed.out / 'scene_camera.json').write_text(json.dumps(cameras))
 
     monkeypatch.setattr(demo.make_scene, 'run', render)
-    (tmp_path / 'scene.partial').mkdir()
+    return lengths
+
+
+def test_scene_is_rendered_once_and_again_for_another_length(tmp_path, rendered):
+    (tmp_path / '.scene.rendering' / 'rgb').mkdir(parents=True)
     for frames in (3, 3, 5):
         assert demo.rendered_scene(tmp_path / 'scene', frames) == tmp_path / 'scene'
-    assert calls == [3, 5] and not (tmp_path / 'scene.partial').exists()
+        assert len(list((tmp_path / 'scene' / 'rgb').iterdir())) == frames
+    assert rendered == [3, 5]
+    assert [path.name for path in tmp_path.iterdir()] == ['scene']
+
+
+def test_a_scene_that_the_demo_did_not_render_stays(tmp_path, rendered):
+    folder = demo.rendered_scene(tmp_path / 'scene', 3)
+    (folder / demo.OWN_SCENE).unlink()
+    before = sorted(folder.rglob('*'))
+    for frames in (3, 5):
+        with pytest.raises(ValueError, match='scene is there and .* it stays: give another --ou'):
+            demo.rendered_scene(folder, frames)
+    assert sorted(folder.rglob('*')) == before and rendered == [3]
 
 
 @pytest.mark.parametrize(
@@ -265,6 +283,24 @@ def small_scene(tmp_path_factory):
 @pytest.fixture(scope='module')
 def detector(small_scene, tmp_path_factory):
     return write_finder(small_scene, tmp_path_factory.mktemp('model') / 'm')
+
+
+def test_frames_without_true_pose_are_counted_and_refused(small_scene, tmp_path):
+    folder = shutil.copytree(small_scene, tmp_path / 'scene')
+    truths = json.loads((folder / 'scene_gt.json').read_text())
+    truths['3'], _ = [], truths.pop('7')
+    (folder / 'scene_gt.json').write_text(json.dumps(truths))
+    with pytest.raises(ValueError, match=r': 2 frames have no true pose .* the first .*\[3\]'):
+        demo.choose_scenario(options(tmp_path, scene=folder))
+
+
+def test_true_masks_are_needed_only_without_a_detector(detector, small_scene, tmp_path):
+    folder = shutil.copytree(small_scene, tmp_path / 'scene')
+    shutil.rmtree(folder / 'mask_visib')
+    found = demo.choose_scenario(options(tmp_path, scene=folder, detector=str(detector)))
+    assert (found.scene.folder, found.detector) == (folder, detector)
+    with pytest.raises(ValueError, match='frame 0 has no mask of object'):
+        demo.choose_scenario(options(tmp_path, scene=folder))
 
 
 @pytest.mark.parametrize(

@@ -170,6 +170,22 @@ def test_label_images_painted_by_the_kernel_are_those_of_the_host(device):
     )
 
 
+@pytest.mark.parametrize('device', DEVICES)
+@pytest.mark.parametrize('column', [0, 1, 2])
+def test_a_query_that_overflowed_paints_nothing_and_hides_nothing(column, device):
+    """Of either object or of neither."""
+    masks = torch.full((1, 3, 8, 8), -1.0)
+    masks[0, 0] = masks[0, 1, :, :5] = masks[0, 2, :, 3:] = 1.0
+    logits = torch.full((1, 3, 3), -9.0)
+    logits[0, 0, column], logits[0, 1, 0], logits[0, 2, 1] = float('nan'), 3.0, 2.0
+    boxes = torch.full((1, 3, 4), 0.5, device=device)
+    packed = Selector([0, 1, 2], 9, boxes.device)(boxes, logits.to(device), (8, 8))
+    assert packed[0, 4].isnan() and packed[0, 6] == 0, 'sorted first'
+    out = torch.full((8, 8), 77, dtype=torch.uint8, device=device)
+    LabelPainter([0, 1], 3, boxes.device).paint(packed, masks.to(device), 0.5, out)
+    np.testing.assert_array_equal(out.cpu(), [[1] * 5 + [2] * 3] * 8)
+
+
 def test_of_an_object_the_best_mask_and_of_two_objects_the_better():
     masks = torch.full((1, 4, 8, 8), -1.0)
     masks[0, 0, :, :4] = 1  # can, best

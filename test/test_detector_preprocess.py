@@ -147,6 +147,18 @@ def test_memory_that_may_not_be_written_is_read():
         torch.testing.assert_close(actual, by_torch(rgb), atol=5e-4, rtol=0)
 
 
+@pytest.mark.parametrize('device', DEVICES)
+def test_bytes_that_lie_apart_are_read(device):
+    image, _ = encoded('rgb8', padding=13)
+    apart = np.column_stack([image.data, ~image.data])[:, 0]
+    assert not apart.flags.contiguous
+    strided = ColorImage(apart, image.height, image.width, image.step, 'rgb8')
+    kinds = (KernelPreprocessor, CpuPreprocessor)[: 2 if device == 'cpu' else 1]
+    for kind in kinds:
+        actual, expected = (written(kind, given, 32, device) for given in (strided, image))
+        assert torch.equal(actual, expected)
+
+
 def test_a_cpu_takes_opencv_and_a_gpu_the_kernel():
     assert isinstance(make_preprocessor(manifest_of(), CPU), CpuPreprocessor)
 

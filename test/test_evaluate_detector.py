@@ -14,6 +14,7 @@ from detector_rig import scene, write_fixed
 from foundationpose_trt.datatypes import CameraIntrinsics, Frame
 from foundationpose_trt.detection.postprocess import Detections
 from foundationpose_trt.runtime.choice import BackendChoice
+from foundationpose_trt.scenes.metrics import PoseErrors
 from foundationpose_trt.synthesis.cast import CAST
 from foundationpose_trt.synthesis.tabletop import SceneSettings
 from foundationpose_trt.tools import cli, demo, evaluate_detector
@@ -146,6 +147,20 @@ def test_registration_is_judged_from_both_masks(monkeypatch, share, expected, fo
         assert where == ([100.0, expected] if found else pytest.approx([np.nan] * 2, nan_ok=True))
 
 
+def test_an_object_that_no_view_shows_has_no_figures(monkeypatch):
+    exact = PoseErrors(0.0, 0.0, 0.0, 0.0)
+
+    def views(detector, choice, place, count):
+        if place == 1:
+            yield evaluate_detector.Registered('can', 0.1, (exact, exact), True)
+
+    monkeypatch.setattr(evaluate_detector, 'register_views', views)
+    monkeypatch.setattr(evaluate_detector, 'CAST', {'drill': CAST['drill'], 'can': CAST['can']})
+    figures = evaluate_detector.registration_figures(None, None, 2)
+    assert all(np.isnan(value) for value in figures['drill'].values())
+    assert set(figures['can'].values()) == set(figures['all'].values()) == {100.0}
+
+
 def test_masks_are_those_that_the_node_would_publish(tmp_path):
     model = write_fixed(
         tmp_path / 'm', *scene([(1, 0.9, (0.5, 0.5, 0.5, 0.5))]),
@@ -226,6 +241,14 @@ def test_a_detector_of_other_things_is_refused(tmp_path, capsys):
 def test_counts_below_one_are_refused(tmp_path, capsys):
     assert cli.main(['evaluate-detector', '--model', str(tmp_path), '--stages', '0']) == 2
     assert '--stages 0' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('threshold', ['2', '1', '-0.1', 'nan'])
+def test_a_threshold_that_no_score_can_pass_is_refused_first(tmp_path, capsys, threshold):
+    words = ['--model', str(tmp_path / 'none'), f'--threshold={threshold}']
+    assert cli.main(['evaluate-detector', *words]) == 2
+    error = capsys.readouterr().err
+    assert f'--threshold {float(threshold)} must be' in error and len(error.splitlines()) == 1
 
 
 @pytest.mark.usefixtures('without_metric')

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
+import cv2
 import numpy as np
 import pytest
 import trimesh
@@ -102,6 +106,16 @@ def test_any_image_mode_becomes_rgb(mode):
     image = quadrants().convert(mode)
     mesh = build_mesh('quad', textured_quad(image))
     np.testing.assert_array_equal(mesh.texture, np.array(image.convert('RGB')))
+
+
+@pytest.mark.parametrize('mode', ['I;16', 'I'])  # Pillow 10.3 and later, and before
+def test_sixteen_bits_keep_their_levels(tmp_path, mode):
+    levels = np.linspace(0, 65535, 32 * 32).reshape(32, 32).astype(np.uint16)
+    assert cv2.imwrite(str(tmp_path / 'grey.png'), levels)
+    with Image.open(tmp_path / 'grey.png') as image:
+        mesh = build_mesh('quad', textured_quad(image.convert(mode)))
+    expected = np.repeat(levels[..., None] / 257, 3, axis=2)
+    np.testing.assert_allclose(mesh.texture, expected, atol=1)
 
 
 def test_large_texture_is_averaged_down():
@@ -304,3 +318,50 @@ def test_damaged_texture_is_named(tmp_path):
     image.write_bytes(image.read_bytes()[:200])
     with pytest.raises(ValueError, match=r'quad\.obj.*(cannot be decoded|truncated)'):
         load_mesh(tmp_path / 'quad.obj')
+
+
+def write_obj(folder: Path, library: str, named: str, texture: str) -> Path:
+    """Write the quad with a material library that names its texture, and the texture."""
+    for name in (library, texture):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    quadrants().save(folder / texture)
+    (folder / library).write_text(f'newmtl paint\nmap_Kd {named}\n')
+    rows = [f'mtllib {library}', 'usemtl paint', *(f'v {x} {y} {z}' for x, y, z in CORNERS)]
+    rows += [f'vt {u} {v}' for u, v in UNIT_UV]
+    (folder / 'quad.obj').write_text('\n'.join([*rows, 'f 1/1 2/2 3/3', 'f 1/1 3/3 4/4']))
+    return folder / 'quad.obj'
+
+
+def test_a_texture_is_looked_for_beside_the_mesh(tmp_path):
+    """Where trimesh looks, also for a library in a folder of its own."""
+    mesh = load_mesh(write_obj(tmp_path / 'a', 'mtl/quad.mtl', 'my look.png', 'my look.png'))
+    assert mesh.texture is not None
+    assert_looks_like_quadrants(mesh)
+    path = write_obj(tmp_path / 'b', 'mtl/quad.mtl', 'look.png', 'mtl/look.png')
+    with pytest.raises(ValueError, match=rf'{path} needs {path.parent}/look\.png, which does not'):
+        load_mesh(path)
+
+
+@pytest.mark.parametrize(
+    'named', ['-clamp on t.png', '"t.png"', 'sub\\t.png', 't.png # wood', '-s 1 1 1 t.png']
+)
+def test_a_texture_named_as_trimesh_reads_none_is_refused(tmp_path, named):
+    path = write_obj(tmp_path, 'quad.mtl', named, 't.png')
+    words = rf'quad\.mtl names its texture as {re.escape(named)}, .*: write map_Kd and the name'
+    with pytest.raises(ValueError, match=words):
+        load_mesh(path)
+
+
+def test_a_texture_outside_the_folder_is_read_or_named(tmp_path):
+    (tmp_path / 'mesh').mkdir()
+    textured_quad().export(tmp_path / 'mesh/quad.obj')
+    (image,) = (tmp_path / 'mesh').glob('*.png')
+    image.rename(tmp_path / image.name)
+    for library in (tmp_path / 'mesh').glob('*.mtl'):
+        library.write_text(library.read_text().replace(image.name, f'../{image.name}'))
+    try:
+        mesh = load_mesh(tmp_path / 'mesh/quad.obj')
+    except ValueError as error:
+        assert f'../{image.name}' in str(error) and 'own folder' in str(error)
+    else:
+        assert mesh.texture is not None, 'never grey without a word'

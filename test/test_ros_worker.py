@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from foundationpose_trt.ros import worker as worker_module
 from foundationpose_trt.ros.throttle import RateLimit
 from foundationpose_trt.ros.worker import NewestWorker, WorkerFailed
 
@@ -102,3 +103,24 @@ def test_a_rate_limit_makes_up_for_no_pause():
     limit = RateLimit(10.0)
     assert limit.lets_through(0.0) and not limit.lets_through(0.05)
     assert limit.lets_through(5.0) and not limit.lets_through(5.05)
+
+
+def wait_for(holds):
+    end_s = time.monotonic() + WAIT_S
+    while not holds() and time.monotonic() < end_s:
+        time.sleep(0.005)
+    return holds()
+
+
+def test_without_items_it_makes_its_own_and_takes_those_that_come(monkeypatch):
+    monkeypatch.setattr(worker_module, 'IDLE_S', 0.02)
+    handled = []
+    worker = NewestWorker(handled.append, idle=lambda: 'idle')
+    worker.start()
+    assert wait_for(lambda: handled.count('idle') >= 2)
+    worker.offer('item')
+    assert wait_for(lambda: 'item' in handled)
+    assert worker.stop()
+    count = len(handled)
+    time.sleep(0.1)
+    assert len(handled) == count

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from ..datatypes import require
-from ..runtime.build import BuildOptions, ensure_engine, platform_of
+from ..runtime.build import BuildOptions, current, ensure_engine, platform_of
 from ..runtime.choice import (
     TENSORRT,
     BackendChoice,
@@ -273,7 +273,8 @@ class _Opening:
             free = self._source(self.precision_on(backend)).batch == DYNAMIC
             options = BuildOptions(backend=backend, batches=DETECTOR_BATCHES if free else None)
             report = None if progress is None else _named(progress)
-            ensure_engine(onnx, plan, options, report)
+            with current(self._device):
+                ensure_engine(onnx, plan, options, report)
         engine = TensorRtEngine(plan, self._device, onnx, backend=backend, remedy=BUILD_IT)
         must = self._asked == 'auto' and self.precision_on(backend) == 'fp16'
         known = engine.manifest.tolerance.get(COMPARED) or self._compared(engine, plan, must)

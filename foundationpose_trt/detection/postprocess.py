@@ -221,6 +221,8 @@ class LabelPainter:
         Of each object the mask of its best row; where masks overlap, the better one wins.
         """
         labels = self._labels[packed[:, 5].long()]
+        # a query that overflowed is sorted before all others, and must not stand for its object
+        labels = torch.where(packed[:, 4].isnan(), torch.zeros_like(labels), labels)
         seen_before = (labels[:, None] == labels[None]).tril(-1).any(1)
         labels = torch.where(seen_before, torch.zeros_like(labels), labels)
         arguments = [

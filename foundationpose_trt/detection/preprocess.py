@@ -205,7 +205,8 @@ class CpuPreprocessor:
         """Take the next image, in place."""
         _, pixel_bytes = LAYOUTS[image.encoding]
         shape, strides = (image.height, image.width, pixel_bytes), (image.step, pixel_bytes, 1)
-        self._pixels = np.lib.stride_tricks.as_strided(image.data, shape, strides, writeable=False)
+        data = np.ascontiguousarray(image.data)  # a view of it, where it is that already
+        self._pixels = np.lib.stride_tricks.as_strided(data, shape, strides, writeable=False)
         self._layout = image.layout
 
     def write(self, out: torch.Tensor) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..datatypes import require
-from ..runtime.build import DEFAULT_BATCHES, BuildOptions, ensure_engine
+from ..runtime.build import DEFAULT_BATCHES, BuildOptions, current, ensure_engine
 from ..runtime.choice import BackendChoice, default_folder, fitting_tensorrt, require_serves
 from ..runtime.engine import Engine
 from ..runtime.engine_manifest import Platform, check_engine, keep_tolerance, sha256_of
@@ -228,7 +228,8 @@ class _Plans:
         if self.choice.build:
             onnx = exported(self.networks, kind, self.choice)
             options = BuildOptions(backend=self.backend, batches=self.choice.batches)
-            ensure_engine(onnx, plan, options, self._reporter(kind))
+            with current(self.networks.device):
+                ensure_engine(onnx, plan, options, self._reporter(kind))
         else:  # of a file just exported nothing has to be asked
             require_same_weights(self.networks, kind, self.choice, plan)
         source = onnx if onnx.is_file() else None

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import trimesh
+from PIL import Image
 from trimesh.grouping import unique_rows
 from trimesh.visual.color import linear_to_srgb, srgb_to_linear
 from trimesh.visual.material import PBRMaterial
@@ -46,12 +47,17 @@ def read_pieces(path: Path) -> list[Piece]:
         f'mesh file {path} ends in {path.suffix!r}, readable are {", ".join(SUFFIXES)}:'
         ' export the mesh to one of these',
     )
-    _require_appearance_files(path)
+    outside = _required_files(path)
     try:
         scene = trimesh.load_scene(str(path), process=False)
         meshes = list(_placed(scene))
     except Exception as error:
         raise ValueError(f'mesh file {path} cannot be read, is it damaged? {error!r}') from error
+    require(
+        not outside or any(_shows_image(mesh) for mesh in meshes),
+        f'mesh file {path} needs {", ".join(map(str, outside))}, which this trimesh does not read:'
+        " put material and texture into the mesh's own folder, or below",
+    )
     return pieces_of(f'mesh file {path}', meshes)
 
 
@@ -79,20 +85,45 @@ def pieces_of(source: str, meshes: Iterable[trimesh.Trimesh]) -> list[Piece]:
     return pieces
 
 
-def _require_appearance_files(path: Path) -> None:
-    """Refuse a mesh whose material or texture file is missing: trimesh would turn it grey."""
+def _shows_image(mesh: trimesh.Trimesh) -> bool:
+    return getattr(getattr(mesh.visual, 'material', None), 'image', None) is not None
+
+
+def _required_files(path: Path) -> list[Path]:
+    """Return the material and texture files outside its folder, which not every trimesh reads.
+
+    Refuses a mesh whose material or texture file is missing: trimesh would turn it grey.
+    """
+    textures: list[Path] = []
     if path.suffix.lower() == '.obj':
-        libraries = list(_named_files(path, b'mtllib'))
-        named = libraries + [image for lib in libraries for image in _named_files(lib, b'map_kd')]
+        named = list(_named_files(path, b'mtllib'))
+        for library in [path.parent / name for name in named]:
+            images = list(_named_files(library, b'map_kd'))
+            missing = [name for name in images if not (path.parent / name).is_file()]
+            _require_plain(library, missing)
+            textures += images
     elif path.suffix.lower() == '.ply':
         named = list(_named_files(path, b'comment texturefile'))
     else:
         named = []
-    for file in named:
+    named += textures
+    for file in [path.parent / name for name in named]:  # where trimesh looks for them
         require(
             file.is_file(),
             f'mesh file {path} needs {file}, which does not exist: put it there, or remove the'
             ' line that names it to use the mesh without texture',
+        )
+    return [name for name in named if name.is_absolute() or '..' in name.parts]
+
+
+def _require_plain(path: Path, names: Iterable[Path]) -> None:
+    """Refuse how a material may name its texture, and trimesh does not read."""
+    for name in names:
+        text = str(name)
+        require(
+            not text.startswith('-') and not any(sign in text for sign in '"#\\'),
+            f'{path} names its texture as {text}, which is read as no file: write map_Kd and the'
+            ' name alone, with / between folders',
         )
 
 
@@ -103,7 +134,7 @@ def _named_files(path: Path, key: bytes) -> Iterable[Path]:
         for line in stream:
             words = line.strip()
             if words[: len(key) + 1].lower() == key + b' ':
-                yield path.parent / words[len(key) :].strip().decode(errors='replace')
+                yield Path(words[len(key) :].strip().decode(errors='replace'))
             if words == b'end_header':
                 return
 
@@ -198,6 +229,14 @@ def _appearance(
     return np.broadcast_to(color, (count, 3)), uv * (1, -1) + (0, 1), texture
 
 
+def _eight_bits(image: Image.Image) -> np.ndarray:
+    """Return (h, w, 3) uint8; of 16 bits the upper ones, which PIL would cut off instead."""
+    if image.mode == 'I' or image.mode.startswith('I;16'):  # which one, depends on Pillow
+        grey = np.asarray(image).clip(0, 0xFFFF).astype(np.uint32) // 257
+        return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
+    return np.array(image.convert('RGB'))
+
+
 def _material(source: str, material: object) -> tuple[np.ndarray | None, np.ndarray]:
     """Return the texture (h, w, 3) uint8 or None, and the colour (3,) 0..1 to use without it."""
     is_pbr = isinstance(material, PBRMaterial)
@@ -210,7 +249,7 @@ def _material(source: str, material: object) -> tuple[np.ndarray | None, np.ndar
     if image is None:
         return None, color
     try:
-        texture = np.array(image.convert('RGB'))
+        texture = _eight_bits(image)
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f'{source}: its texture cannot be decoded: {error!r}') from error
     if is_painted and is_pbr:

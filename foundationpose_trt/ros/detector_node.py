@@ -116,6 +116,12 @@ class DetectorNode(ImageNode):
         self._matcher = NewestMatcher(round(self.parameters.sync_slop_ms * 1e6))
         super()._begin()
 
+    def _end(self) -> bool:
+        halves = dropped_halves(self._matcher.counts) if self._has_depth_topic() else {}
+        ended = super()._end()
+        self._drops.update(halves)  # the next activation has a matcher of its own
+        return ended
+
     def _inputs(self) -> list[tuple[type, str, Callable]]:
         inputs: list[tuple[type, str, Callable]] = [(Image, 'image', self._on_image)]
         if self._wants_depth:
@@ -251,9 +257,14 @@ class DetectorNode(ImageNode):
 
     # The drawing thread.
 
-    def _draw(self, drawing: Drawing) -> Image:
+    def _draw(self, drawing: Drawing) -> Image | None:
         start_s = time.perf_counter()
-        rgb = conversions.rgb_array(drawing.image)
+        try:
+            rgb = conversions.rgb_array(drawing.image)
+        except RejectedMessage as error:  # the detector reads some that only a library converts
+            if self.trouble.note('NO_OVERLAY'):
+                self.get_logger().warning(f'no debug/image: {error}')
+            return None
         drawn = draw_detections(
             rgb, drawing.detections, drawing.names, drawing.labels, self._detecting.object_columns
         )

@@ -60,6 +60,7 @@ class ImageNode(ManagedNode):
         super().__init__(name, kind, siblings, **options)
         self._topics: dict[str, str] = {}  # their names in code -> after remapping
         self._worker: NewestWorker[Any] | None = None
+        self._given_up: NewestWorker[Any] | None = None  # waited for in vain
         self._health: HealthReports | None = None
         self._latencies: LatencyTopics | None = None
         self._listening: list[Any] = []
@@ -130,7 +131,7 @@ class ImageNode(ManagedNode):
         gc.freeze()
 
     def _begin(self) -> None:
-        self._worker = NewestWorker(self._process, self._prefer)
+        self._worker = NewestWorker(self._process, self._prefer, self._idle)
         self._worker.start()
         if self.parameters.build_only:
             return
@@ -158,10 +159,11 @@ class ImageNode(ManagedNode):
 
     def _waited(self, worker: NewestWorker[Any]) -> bool:
         """Wait for the frame in work, as long as the process is to go on; False: it still runs."""
-        end_s = time.monotonic() + END_S
+        end_s = time.monotonic() + (0.0 if worker is self._given_up else END_S)
         while not worker.stop(timeout_s=0.1):
             stopped = self.stop_request is not None and self.stop_request.requested
             if stopped or time.monotonic() > end_s:
+                self._given_up = worker
                 return False
         return True
 
@@ -207,6 +209,10 @@ class ImageNode(ManagedNode):
     def _prefer(self, new: Any, pending: Any) -> bool:
         """Whether a new item replaces the one that waits."""
         return True
+
+    def _idle(self) -> Any:
+        """What the worker handles once a second while no images come; None: nothing."""
+        return None
 
     def _backend(self) -> dict[str, Any]:
         """What the runtime says of itself, for the summary."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from rcl_interfaces.msg import ParameterDescriptor, SetParametersResult
+from rclpy.exceptions import ParameterException
+from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.qos_overriding_options import InvalidQosOverridesError
@@ -77,6 +80,7 @@ class ManagedNode(LifecycleNode):
             descriptor = ParameterDescriptor(description=description, read_only=True)
             self._own[own] = bool(self.declare_parameter(own, default, descriptor).value)
         declare_fields(self, kind, fixed=False)
+        self._survive_wrong_transitions()
         self._warn_of_unknown()
         self.add_on_set_parameters_callback(self._on_set_parameters)
 
@@ -100,6 +104,14 @@ class ManagedNode(LifecycleNode):
         if self._bug is not None:
             raise self._bug
 
+    def _survive_wrong_transitions(self) -> None:
+        """Answer a transition that the state does not allow, which ends rclpy's spin before 9.
+
+        https://github.com/ros2/rclpy/issues/1209; its end on Humble and Jazzy was not backported.
+        """
+        service = self._service_change_state
+        service.callback = surviving(service.callback, self.get_logger())
+
     # Transitions, called by rclpy in the executor's thread.
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -108,7 +120,7 @@ class ManagedNode(LifecycleNode):
         try:
             self.parameters = read(self, self._kind)
             self._apart(self._build)
-        except self.refusals as error:
+        except (*self.refusals, ParameterException, InvalidQosOverridesError) as error:
             self._refuse('configure', error)
             self._forget()
             return TransitionCallbackReturn.FAILURE
@@ -123,24 +135,30 @@ class ManagedNode(LifecycleNode):
         self.refusal = ''
         try:
             self._begin()
-        except (ValueError, RuntimeError, InvalidQosOverridesError) as error:
+        except (ValueError, RuntimeError, ParameterException, InvalidQosOverridesError) as error:
             self._end()
             self._refuse('activate', error)
             return TransitionCallbackReturn.FAILURE
+        except BaseException as error:
+            self._bug = error
+            raise
         self.active = True
         return TransitionCallbackReturn.SUCCESS
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Stop listening; what is in work ends, and is not published if that takes too long."""
         self.active = False
-        if self._end():
+        with self._noting_bugs():
+            ended = self._end()
+        if ended:
             return TransitionCallbackReturn.SUCCESS
         self.get_logger().error('a frame in work did not end')
         return TransitionCallbackReturn.ERROR
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Free everything that configure made, on the GPU too."""
-        self._forget()
+        with self._noting_bugs():
+            self._forget()
         return TransitionCallbackReturn.SUCCESS
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -149,10 +167,20 @@ class ManagedNode(LifecycleNode):
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Stop and free everything; the node is unconfigured then, and may be configured again."""
-        ended = self._end()
-        self.active = False
-        self._forget()
+        with self._noting_bugs():
+            ended = self._end()
+            self.active = False
+            self._forget()
         return TransitionCallbackReturn.SUCCESS if ended else TransitionCallbackReturn.FAILURE
+
+    @contextmanager
+    def _noting_bugs(self) -> Iterator[None]:
+        """Keep what a transition raises, which rclpy swallows, for raise_bug."""
+        try:
+            yield
+        except BaseException as error:
+            self._bug = error
+            raise
 
     # What a subclass does.
 
@@ -247,3 +275,17 @@ class ManagedNode(LifecycleNode):
             f'{name} is fixed while the node is configured: ros2 lifecycle set {node} deactivate,'
             f' then cleanup, set it, then configure and activate'
         )
+
+
+def surviving(callback: Callable[[Any, Any], Any], logger: Any) -> Callable[[Any, Any], Any]:
+    """Return a callback of change_state that answers no where rclpy raises RCLError."""
+
+    def answer(request: Any, response: Any) -> Any:
+        try:
+            return callback(request, response)
+        except rclpy_implementation.RCLError as error:
+            logger.error(f'transition {request.transition.id} is not possible now: {error}')
+            response.success = False
+            return response
+
+    return answer

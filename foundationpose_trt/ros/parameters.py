@@ -179,6 +179,9 @@ def _declare_one(node: Node, name: str, spec: Field[Any], read_only: bool) -> No
         node.declare_parameter(name, default, describe(spec, read_only))
     except ParameterException as error:
         raise ValueError(f'parameter {name}: {error}; {_allowed(spec)}') from error
+    if is_list and not read_only and current(node, name) is None:
+        # rclpy answers `ros2 param dump`, which asks for all, with nothing where one has no value
+        node.set_parameters([Parameter(name, Parameter.Type.STRING_ARRAY, [])])
 
 
 def _allowed(spec: Field[Any]) -> str:

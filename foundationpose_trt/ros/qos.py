@@ -20,9 +20,13 @@ RESULT_DEPTH, NEWEST_DEPTH = 10, 1
 def reliable_publisher(node: Node, kind: type, topic: str, depth: int) -> Any:
     """Return a publisher whose QoS the user may override (qos_overrides.TOPIC.publisher.*).
 
-    Reliable, so that subscribers of either kind are served. Images have NEWEST_DEPTH.
+    Reliable, so that subscribers of either kind are served. Images have NEWEST_DEPTH. Raises
+    ValueError for overrides that are none.
     """
     # a profile of its own: overrides are written into it
     profile = QoSProfile(depth=depth, reliability=ReliabilityPolicy.RELIABLE)
     options = QoSOverridingOptions.with_default_policies()
-    return node.create_publisher(kind, topic, profile, qos_overriding_options=options)
+    try:
+        return node.create_publisher(kind, topic, profile, qos_overriding_options=options)
+    except RuntimeError as error:  # how rclpy says that it does not know a policy's value
+        raise ValueError(f'qos_overrides of topic {topic}: {error}') from error

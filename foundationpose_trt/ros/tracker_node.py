@@ -13,6 +13,7 @@ from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticStatus
 from rcl_interfaces.msg import SetParametersResult
+from rclpy.clock import Clock, ClockType
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import CameraInfo, Image
 
@@ -120,13 +121,17 @@ class TrackerNode(ImageNode):
         except ValueError as error:
             return SetParametersResult(successful=False, reason=str(error))
         # once this callback has returned, and the names are in force
-        self._declaring = self._declaring or self.create_timer(0.001, self._declare_named)
+        steady = Clock(clock_type=ClockType.STEADY_TIME)  # with no /clock, ROS time stands still
+        self._declaring = self._declaring or self.create_timer(
+            0.001, self._declare_named, clock=steady
+        )
         return result
 
     def _declare_named(self) -> None:
         timer, self._declaring = self._declaring, None
         self.destroy_timer(timer)
-        self._declare_objects()
+        with suppress(ValueError):  # configure says what is wrong with the values
+            self._declare_objects()
 
     def _nested_prefixes(self) -> set[str]:
         return set(current(self, 'objects') or ())
@@ -166,6 +171,8 @@ class TrackerNode(ImageNode):
         super()._begin()
 
     def _end(self) -> bool:
+        if self._worker is not None:
+            self._worker.stop(0.0)  # before a pause or a reset is forgotten
         services, self._requests = self._requests, None
         if services is not None:
             services.destroy()
@@ -173,6 +180,9 @@ class TrackerNode(ImageNode):
         if ended and self._work is not None and self._intake is not None:
             self._work.group.reset()  # no start for a frame of who knows when
             self._work.publish_inactive()
+            # the next activation has a matcher of its own, and the counts go on
+            intake, self._intake = self._intake, None
+            self._drops.update(dropped_halves(intake.matcher.counts))
         return ended
 
     @property
@@ -248,6 +258,11 @@ class TrackerNode(ImageNode):
     def _offer(self, job: Job) -> Job | None:
         return self._worker.offer(job) if self._worker is not None else job
 
+    def _idle(self) -> Job:
+        """What is tracked expires without frames too, and while the executor is held up."""
+        intake = self._intake
+        return Job(intake.intrinsics if intake is not None else None)
+
     def _prefer(self, new: Job, pending: Job) -> bool:
         return prefer_newest(new, pending)
 
@@ -267,7 +282,6 @@ class TrackerNode(ImageNode):
                 after_s = self._silence.after_s
                 info = self._in.intrinsics is not None and not silent['camera_info']
                 self.get_logger().warning(announced_but_silent(names[topic], after_s, info))
-        self._in.wake()  # what is tracked expires without frames too
         seeking = self._in.intrinsics is not None and self._is_seeking()
         unmasked = seeking and self.count_publishers(names['segmentation']) == 0
         if unmasked and self.trouble.note('NO_SEGMENTATION'):
@@ -332,8 +346,9 @@ class TrackerNode(ImageNode):
     def drops(self) -> dict[str, int]:
         """As ImageNode's, with the halves that found no partner."""
         counts = super().drops()
-        if self._intake is not None:
-            for reason, count in dropped_halves(self._intake.matcher.counts).items():
+        intake = self._intake
+        if intake is not None:
+            for reason, count in dropped_halves(intake.matcher.counts).items():
                 counts[reason] += count
         return counts
 

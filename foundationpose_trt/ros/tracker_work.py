@@ -90,8 +90,12 @@ class TrackerWork:
         masked = self._masked(job.frames)
         if self._tracks_any() and self._is_news(job.frames):
             self._track(job)
+        if self._is_over():
+            return
         if masked is not None and self.group.any_seeking and self._may_register():
             self._register(Job(job.intrinsics, masked))
+            if self._is_over():
+                return
         elif masked is not None:
             self._node.ledger.drop(masked.stamp_ns)  # unless it was the frame just tracked in
         self._settle_rest(job)
@@ -330,7 +334,11 @@ class TrackerWork:
 
     def _is_hushed(self) -> bool:
         """Whether what was just found must not go out: an end, a pause or a reset came."""
-        return self.retired or self._node.stopping or self._node.interrupted
+        return self._is_over() or self._node.interrupted
+
+    def _is_over(self) -> bool:
+        """Whether nothing must go out any more: the publishers may be gone."""
+        return self.retired or self._node.stopping
 
 
 def drawn(drawing: Drawing) -> tuple[Image, float]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 Item = TypeVar('Item')
+IDLE_S = 1.0
 
 
 class WorkerFailed(RuntimeError):
@@ -18,6 +19,7 @@ class NewestWorker(Generic[Item]):
     """Runs `handle` on the newest item offered, in a thread of its own.
 
     prefer(new, pending): whether a new item replaces the one that still waits (default: always).
+    idle: gives an item to handle when none came for IDLE_S, or None; it must not take long.
     An exception in `handle` ends the thread and comes out of `raise_failure`, which the owner
     must call now and then: a bug never leaves a process that looks alive and does nothing.
     """
@@ -26,9 +28,11 @@ class NewestWorker(Generic[Item]):
         self,
         handle: Callable[[Item], None],
         prefer: Callable[[Item, Item], bool] = lambda new, pending: True,
+        idle: Callable[[], Item | None] = lambda: None,
     ) -> None:
         self._handle = handle
         self._prefer = prefer
+        self._idle = idle
         self._pending: Item | None = None
         self._condition = threading.Condition()
         self._stopping = False
@@ -83,6 +87,11 @@ class NewestWorker(Generic[Item]):
 
     def _take(self) -> Item | None:
         with self._condition:
-            self._condition.wait_for(lambda: self._stopping or self._pending is not None)
+            while not self._condition.wait_for(self._has_work, IDLE_S):
+                if (idle := self._idle()) is not None:
+                    return idle
             item, self._pending = self._pending, None
             return None if self._stopping else item
+
+    def _has_work(self) -> bool:
+        return self._stopping or self._pending is not None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -82,6 +84,11 @@ def platform_of(api: TensorRtApi, device: str | torch.device = 'cuda') -> Platfo
     properties = torch.cuda.get_device_properties(device)
     capability = f'{properties.major}.{properties.minor}'
     return Platform(api.backend, api.version, properties.name, capability)
+
+
+def current(device: torch.device) -> AbstractContextManager[Any]:
+    """Make a GPU the current one, which engines are built for; a CPU changes nothing."""
+    return torch.cuda.device(device) if device.type == 'cuda' else nullcontext()
 
 
 def choose_backend(backend: str) -> str:
@@ -217,7 +224,7 @@ class _Build:
         manifest = EngineManifest(
             onnx=str(onnx.resolve()),
             onnx_sha256=source_sha256,
-            plan_sha256=sha256_of(plan),
+            plan_sha256=hashlib.sha256(content).hexdigest(),
             backend=self.api.backend,
             version=self.api.version,
             version_compatible=self.options.version_compatible,

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import secrets
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -93,9 +94,10 @@ def sha256_of(path: Path) -> str:
 
 def write_atomically(path: Path, content: Any) -> None:
     """Write bytes so that the file is there whole or, whatever happens, as it was before."""
-    partial = path.with_name(f'.{path.name}.{os.getpid()}.part')
+    # containers that share a folder may share process numbers as well
+    partial = path.with_name(f'.{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part')
     try:
-        with partial.open('wb') as stream:
+        with partial.open('xb') as stream:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())

@@ -30,6 +30,7 @@ from .demo_recording import DemoFailed, Recording, RecordingFollower
 HELP = 'play a rendered scene over ROS 2, register and track its object, report the errors'
 FAILED = 1
 DETECTING, TRACKING = 'pipeline_node', 'tracker_node'  # what tracks, with and without a detector
+OWN_SCENE = '.rendered_by_demo'  # in a scene that may be replaced
 POLL_S = 0.2
 LOOKING_HZ = 2.0  # of the detector: a CPU has to track as well
 # F1 of the detector that ships is highest between 0.35 and 0.45: `evaluate-detector --first-stage
@@ -125,18 +126,29 @@ def choose_scenario(options: argparse.Namespace) -> Scenario:
     folder = options.scene or rendered_scene(options.output / 'scene', options.frames)
     scene = BopScene.open(folder)
     object_id = options.object if options.object is not None else min(scene.object_ids, default=0)
-    first = scene.frame_ids[0]
-    require(
-        scene.mask(first, object_id) is not None,
-        f'{folder}: frame {first} has no mask of object {object_id} (objects: {scene.object_ids});'
-        ' registration needs one on the first frame',
-    )
-    scene.model_path(object_id)
     detector = chosen_detector(options)
+    _require_truth(scene, object_id, with_mask=detector is None)
+    scene.model_path(object_id)
     return Scenario(
         scene, object_id, options.scale, options.rate, options.weights, options.device, detector,
         detected_class(detector, options.found_class),
     )  # fmt: skip
+
+
+def _require_truth(scene: BopScene, object_id: int, with_mask: bool) -> None:
+    """Refuse a scene without the poses that are judged against, or the mask to begin from."""
+    first, known = scene.frame_ids[0], f'(objects: {scene.object_ids})'
+    require(
+        not with_mask or scene.mask(first, object_id) is not None,
+        f'{scene.folder}: frame {first} has no mask of object {object_id} {known};'
+        ' registration needs one on the first frame',
+    )
+    without = [i for i in scene.frame_ids if scene.camera_from_object(i, object_id) is None]
+    require(
+        not without,
+        f'{scene.folder}: {len(without)} frames have no true pose of object {object_id} {known},'
+        f' the first of them {without[:1]}: the demo judges every frame; replay tracks without',
+    )
 
 
 def chosen_detector(options: argparse.Namespace) -> Path | None:
@@ -158,16 +170,23 @@ def detected_class(detector: Path | None, asked: str | None) -> str:
 
 def rendered_scene(folder: Path, frames: int) -> Path:
     """Return a rendered scene of this length, making it unless an earlier run did."""
-    if (folder / 'scene_camera.json').exists() and len(BopScene.open(folder).frame_ids) == frames:
+    is_own = (folder / OWN_SCENE).exists()
+    if is_own and len(BopScene.open(folder).frame_ids) == frames:
         return folder
-    # a scene under its final name is complete, also after Ctrl-C
-    partial = folder.with_name(folder.name + '.partial')
-    for stale in (folder, partial):
-        if stale.exists():
-            shutil.rmtree(stale)
+    require(
+        is_own or not folder.exists(),
+        f'{folder} is there and not a scene that the demo rendered, so it stays: give another'
+        ' --output, or name a scene of your own by --scene',
+    )
+    # a scene under its final name is complete, also after Ctrl-C, and so is the one before it
+    partial = folder.with_name(f'.{folder.name}.rendering')
+    shutil.rmtree(partial, ignore_errors=True)
+    if is_own:
+        shutil.rmtree(folder.rename(partial))
     parser = argparse.ArgumentParser()
     make_scene.add_arguments(parser)
     make_scene.run(parser.parse_args([str(partial), '--frames', str(frames)]))
+    (partial / OWN_SCENE).touch()
     return partial.rename(folder)
 
 

@@ -85,6 +85,10 @@ def run(options: argparse.Namespace) -> int:
         f' --registrations {options.registrations} and --first-stage {options.first_stage} not'
         ' negative',
     )
+    require(
+        0 <= options.threshold < 1,
+        f'--threshold {options.threshold} must be at least 0 and below 1',
+    )
     require_metric()
     choice = chosen_estimator(options)
     detector = _opened(detector_folder(options.model), choice)
@@ -177,7 +181,7 @@ def registration_figures(
         found = [r for r in own if r.found]
         figures[name] = {
             **right_shares(own),
-            'found': 100 * len(found) / len(own),
+            'found': 100 * len(found) / len(own) if own else np.nan,
             **{f'{key}, if found': value for key, value in right_shares(found).items()},
         }
     return figures
