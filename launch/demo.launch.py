@@ -21,6 +21,7 @@ ARGUMENTS = (
     ('rate_hz', '10.0', float, 'images per second'),
     ('loop', 'false', bool, 'start over at the end'),
     ('wait_for_state', 'TRACKING', str, 'repeat the first image until the tracker says this'),
+    ('wait_timeout_s', '480.0', float, 'how long: imports, warm-up, perhaps an engine are built'),
     ('mesh_file_path', None, None, 'mesh of the object'),
     ('mesh_scale', '0.001', None, 'factor from file units to metres; BOP models are in mm'),
     ('weights', 'auto', None, 'weight set: small, base, auto or a folder'),

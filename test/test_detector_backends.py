@@ -275,5 +275,7 @@ def test_what_would_serve_is_known_without_opening(folder, tmp_path, monkeypatch
     manifest = read_manifest(folder)
     onnx = [file for file in manifest.files if file.kind == 'onnx']
     write_manifest(dataclasses.replace(manifest, files=tuple(onnx)), folder)
-    with pytest.raises(ValueError, match=r"holds no torchscript file .* pip install '.\[onnx\]'"):
+    with pytest.raises(
+        ValueError, match=r'holds no torchscript file .* pip install onnx onnxruntime'
+    ):
         backends.serving_backend(folder, 'cpu', BackendChoice())

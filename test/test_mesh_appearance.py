@@ -352,16 +352,22 @@ def test_a_texture_named_as_trimesh_reads_none_is_refused(tmp_path, named):
         load_mesh(path)
 
 
-def test_a_texture_outside_the_folder_is_read_or_named(tmp_path):
+def test_a_texture_outside_the_folder_is_read(tmp_path):
     (tmp_path / 'mesh').mkdir()
     textured_quad().export(tmp_path / 'mesh/quad.obj')
     (image,) = (tmp_path / 'mesh').glob('*.png')
     image.rename(tmp_path / image.name)
-    for library in (tmp_path / 'mesh').glob('*.mtl'):
-        library.write_text(library.read_text().replace(image.name, f'../{image.name}'))
-    try:
-        mesh = load_mesh(tmp_path / 'mesh/quad.obj')
-    except ValueError as error:
-        assert f'../{image.name}' in str(error) and 'own folder' in str(error)
-    else:
-        assert mesh.texture is not None, 'never grey without a word'
+    (library,) = (tmp_path / 'mesh').glob('*.mtl')
+    library.write_text(library.read_text().replace(image.name, f'../{image.name}'))
+    assert load_mesh(tmp_path / 'mesh/quad.obj').texture is not None
+
+
+def test_a_texture_named_from_its_material_is_found_beside_the_mesh(tmp_path):
+    textured_quad().export(tmp_path / 'quad.obj')
+    (library,), (image,) = tmp_path.glob('*.mtl'), tmp_path.glob('*.png')
+    library.write_text(library.read_text().replace(image.name, f'../{image.name}'))
+    (tmp_path / 'mtl').mkdir()
+    library.rename(tmp_path / 'mtl' / library.name)
+    lines = (tmp_path / 'quad.obj').read_text().replace(library.name, f'mtl/{library.name}')
+    (tmp_path / 'quad.obj').write_text(lines)
+    assert load_mesh(tmp_path / 'quad.obj').texture is not None

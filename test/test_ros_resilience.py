@@ -83,7 +83,7 @@ def test_a_wrong_override_of_a_publisher_is_a_refusal_of_configure(make_rig, wro
     policy, value = wrong
     rig = make_rig(connect=False, **{f'qos_overrides./pose.publisher.{policy}': value})
     assert not rig.node.configured and policy in rig.node.refusal
-    assert rig.node.finished() is False
+    assert rig.node.finished() is False and not rig.node.count_publishers('/state')
 
 
 def test_a_bug_while_deactivating_is_raised(make_rig, monkeypatch):

@@ -255,7 +255,9 @@ class _Opening:
 
     def _lacks_torchscript(self, reason: str) -> str:
         device = self._device.type
-        other = BUILD_IT if device == 'cuda' else "pip install '.[onnx]' to run its ONNX file"
+        other = (
+            BUILD_IT if device == 'cuda' else 'pip install onnx onnxruntime to run its ONNX file'
+        )
         return (
             f'{self._folder} holds no torchscript file of precision fp32 for {device}, and nothing'
             f' else is to run it ({reason}): {other}; or export the detector with one:'

@@ -67,7 +67,7 @@ def write_half(single: Path, half: Path) -> None:
         import onnx
     except ImportError as error:
         raise ValueError(
-            f"making the half network of {single} needs onnx: pip install '.[onnx]'"
+            f'making the half network of {single} needs onnx: pip install onnx onnxruntime'
         ) from error
     write_atomically(half, to_half(onnx.load(str(single))).SerializeToString())
 

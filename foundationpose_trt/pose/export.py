@@ -82,7 +82,7 @@ def onnx_model(
     try:
         import onnx
     except ImportError as error:
-        raise ValueError("export needs the package onnx: pip install '.[onnx]'") from error
+        raise ValueError('export needs the package onnx: pip install onnx onnxruntime') from error
     model = onnx.load_model_from_string(_traced(network, kind, PRECISIONS[precision]))
     if batch is not None:
         for port in (*model.graph.input, *model.graph.output):

@@ -10,6 +10,7 @@ import numpy as np
 import trimesh
 from PIL import Image
 from trimesh.grouping import unique_rows
+from trimesh.resolvers import FilePathResolver
 from trimesh.visual.color import linear_to_srgb, srgb_to_linear
 from trimesh.visual.material import PBRMaterial
 from trimesh.visual.texture import TextureVisuals
@@ -47,17 +48,12 @@ def read_pieces(path: Path) -> list[Piece]:
         f'mesh file {path} ends in {path.suffix!r}, readable are {", ".join(SUFFIXES)}:'
         ' export the mesh to one of these',
     )
-    outside = _required_files(path)
+    _require_appearance_files(path)
     try:
-        scene = trimesh.load_scene(str(path), process=False)
+        scene = trimesh.load_scene(str(path), process=False, resolver=_resolver(path))
         meshes = list(_placed(scene))
     except Exception as error:
         raise ValueError(f'mesh file {path} cannot be read, is it damaged? {error!r}') from error
-    require(
-        not outside or any(_shows_image(mesh) for mesh in meshes),
-        f'mesh file {path} needs {", ".join(map(str, outside))}, which this trimesh does not read:'
-        " put material and texture into the mesh's own folder, or below",
-    )
     return pieces_of(f'mesh file {path}', meshes)
 
 
@@ -85,35 +81,38 @@ def pieces_of(source: str, meshes: Iterable[trimesh.Trimesh]) -> list[Piece]:
     return pieces
 
 
-def _shows_image(mesh: trimesh.Trimesh) -> bool:
-    return getattr(getattr(mesh.visual, 'material', None), 'image', None) is not None
+def _resolver(path: Path) -> FilePathResolver:
+    """Let trimesh read materials and textures wherever they are named, as it did before 5."""
+    try:
+        return FilePathResolver(str(path), allow_anywhere=True)
+    except TypeError:
+        return FilePathResolver(str(path))
 
 
-def _required_files(path: Path) -> list[Path]:
-    """Return the material and texture files outside its folder, which not every trimesh reads.
-
-    Refuses a mesh whose material or texture file is missing: trimesh would turn it grey.
-    """
-    textures: list[Path] = []
+def _require_appearance_files(path: Path) -> None:
+    """Refuse a mesh whose material or texture file is missing: trimesh would turn it grey."""
     if path.suffix.lower() == '.obj':
         named = list(_named_files(path, b'mtllib'))
         for library in [path.parent / name for name in named]:
             images = list(_named_files(library, b'map_kd'))
-            missing = [name for name in images if not (path.parent / name).is_file()]
+            missing = [name for name in images if not _finds(path, name)]
             _require_plain(library, missing)
-            textures += images
+            named += missing
     elif path.suffix.lower() == '.ply':
         named = list(_named_files(path, b'comment texturefile'))
     else:
         named = []
-    named += textures
     for file in [path.parent / name for name in named]:  # where trimesh looks for them
         require(
             file.is_file(),
             f'mesh file {path} needs {file}, which does not exist: put it there, or remove the'
             ' line that names it to use the mesh without texture',
         )
-    return [name for name in named if name.is_absolute() or '..' in name.parts]
+
+
+def _finds(path: Path, name: Path) -> bool:
+    """Whether trimesh finds a texture: as it is named from the mesh, or its last part there."""
+    return (path.parent / name).is_file() or (path.parent / name.name).is_file()
 
 
 def _require_plain(path: Path, names: Iterable[Path]) -> None:

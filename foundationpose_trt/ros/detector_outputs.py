@@ -39,14 +39,18 @@ class DetectorOutputs:
         self._node = node
         self._note = note
         self._clock = node.get_clock()
-        self._segmentation = reliable_publisher(node, Image, 'segmentation', NEWEST_DEPTH)
         self._messages = vision_messages()
         self._detections = None
+        self._segmentation = reliable_publisher(node, Image, 'segmentation', NEWEST_DEPTH)
         if self._messages is None:
             node.get_logger().info('vision_msgs is not installed: no topic detections')
         else:
             kind = self._messages.Detection2DArray
-            self._detections = reliable_publisher(node, kind, 'detections', RESULT_DEPTH)
+            try:
+                self._detections = reliable_publisher(node, kind, 'detections', RESULT_DEPTH)
+            except BaseException:  # an override that is none
+                node.destroy_publisher(self._segmentation)
+                raise
         self._outcome = node.create_publisher(String, 'detector_outcome', RESULT_QOS)
 
     def publish_found(

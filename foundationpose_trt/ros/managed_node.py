@@ -235,7 +235,8 @@ class ManagedNode(LifecycleNode):
         then = 'configure, and activate' if transition == 'configure' else 'activate'
         self.get_logger().error(
             f'cannot {transition}: {self.refusal}. The node is {state}: mend it (ros2 param set'
-            f' {name} ...), then ros2 lifecycle set {name} {then}'
+            f' {name} ...), then ros2 lifecycle set {name} {then}; what is given at the start'
+            ' alone, as qos_overrides and types are, needs a new start'
         )
 
     def _warn_of_unknown(self) -> None:

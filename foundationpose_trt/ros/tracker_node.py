@@ -188,12 +188,14 @@ class TrackerNode(ImageNode):
     @property
     def paused(self) -> bool:
         """Whether ~/pause was called: no frame is taken."""
-        return self._requests is not None and self._requests.paused
+        requests = self._requests  # another thread may put it away
+        return requests is not None and requests.paused
 
     @property
     def interrupted(self) -> bool:
         """Whether a pause or a reset was granted since the frame in work began."""
-        return self._requests is not None and self._requests.interrupts
+        requests = self._requests
+        return requests is not None and requests.interrupts
 
     def _inputs(self) -> Iterable[tuple[type, str, Callable]]:
         return (
@@ -304,6 +306,8 @@ class TrackerNode(ImageNode):
 
     def _process(self, job: Job) -> None:
         self._obey()
+        if self.stopping:
+            return
         if self.paused:
             self._drops['paused'] += job.frames is not None
             self._in.take_masked()  # no start for a registration after the pause
@@ -320,7 +324,8 @@ class TrackerNode(ImageNode):
             if self._outputs is not None and self._debug is not None:
                 self._outputs.transforms.enabled = p.publish_tf
                 self._debug.enabled = p.publish_debug
-        asked = self._requests.take() if self._requests is not None else set()
+        requests = self._requests
+        asked = requests.take() if requests is not None else set()
         if RESET in asked:
             self._working.group.reset()
         if REGISTER in asked:

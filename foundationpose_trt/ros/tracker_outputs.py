@@ -80,17 +80,26 @@ class TrackerOutputs:
         self._clock = node.get_clock()
         self._objects = tuple(objects)
         self._note = note
-        self._topics = [ObjectTopics(node, one.topic) for one in objects]
+        self._topics: list[ObjectTopics] = []
         self.transforms = transforms
         self._frame_ns: int | None = None  # of the poses in _in_frame
         self._in_frame: dict[int, PoseEstimate] = {}
         self._messages = vision_messages()
         self._output: Any = None
+        try:
+            self._make_topics()
+        except BaseException:  # an override that is none: of one of them, and the others are there
+            self.destroy()
+            raise
+
+    def _make_topics(self) -> None:
+        for one in self._objects:
+            self._topics.append(ObjectTopics(self._node, one.topic))
         if self._messages is None:
-            node.get_logger().info('vision_msgs is not installed: no topic output')
+            self._node.get_logger().info('vision_msgs is not installed: no topic output')
         else:
             kind = self._messages.Detection3DArray
-            self._output = reliable_publisher(node, kind, 'output', RESULT_DEPTH)
+            self._output = reliable_publisher(self._node, kind, 'output', RESULT_DEPTH)
 
     def publish_states(self, states: Sequence[str], reasons: Sequence[str]) -> None:
         """Publish the states that changed."""

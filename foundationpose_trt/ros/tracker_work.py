@@ -82,22 +82,16 @@ class TrackerWork:
         """Work on what the intake offered."""
         if job.intrinsics is not None:
             self.warm_up(job.intrinsics)
+        if self._is_over():
+            return
         if job.frames is None or job.intrinsics is None:
             self._expire()
             self.publish_states()
             return
         self._took_frame = False
-        masked = self._masked(job.frames)
-        if self._tracks_any() and self._is_news(job.frames):
-            self._track(job)
+        self._look_for(job, job.frames)
         if self._is_over():
             return
-        if masked is not None and self.group.any_seeking and self._may_register():
-            self._register(Job(job.intrinsics, masked))
-            if self._is_over():
-                return
-        elif masked is not None:
-            self._node.ledger.drop(masked.stamp_ns)  # unless it was the frame just tracked in
         self._settle_rest(job)
         if not self.group.any_seeking:
             self._node.ledger.expect_none()  # masks serve no more
@@ -106,6 +100,18 @@ class TrackerWork:
         else:  # frames that cannot be used hold up no timeout
             self._expire()
             self.publish_states()
+
+    def _look_for(self, job: Job, frames: FrameSet) -> None:
+        """Track what is tracked, and register one of those sought."""
+        masked = self._masked(frames)
+        if self._tracks_any() and self._is_news(frames):
+            self._track(job)
+        if self._is_over():
+            return
+        if masked is not None and self.group.any_seeking and self._may_register():
+            self._register(Job(job.intrinsics, masked))
+        elif masked is not None:
+            self._node.ledger.drop(masked.stamp_ns)  # unless it was the frame just tracked in
 
     def _masked(self, frames: FrameSet) -> FrameSet | None:
         """Return the newest frame with a mask that was not registered from yet."""

@@ -82,7 +82,7 @@ def _open(path: Path, threads: int) -> Any:
         runtime = importlib.import_module('onnxruntime')
     except ImportError as error:
         raise ValueError(
-            f"{path}: running it needs the package onnxruntime: pip install '.[onnx]'"
+            f'{path}: running it needs the package onnxruntime: pip install onnx onnxruntime'
         ) from error
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads

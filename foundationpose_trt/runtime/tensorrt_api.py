@@ -27,7 +27,7 @@ MODULES = {  # back end -> names its Python module goes by; wheels without front
     'tensorrt_rtx': ('tensorrt_rtx', 'tensorrt_rtx_bindings'),
 }
 REMEDIES = {
-    'tensorrt': "pip install '.[tensorrt]' (or use the one that came with JetPack)",
+    'tensorrt': 'pip install tensorrt onnx onnxruntime (or use the one that came with JetPack)',
     'tensorrt_lean': 'pip install tensorrt_lean',
     'tensorrt_rtx': "pip install '.[rtx]'",
 }

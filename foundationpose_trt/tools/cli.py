@@ -19,8 +19,8 @@ BAD_INPUT = 2  # exit status, as argparse's own for wrong arguments
 INTERRUPTED = 130  # exit status of a program ended by SIGINT, by shell convention
 REMEDIES = {  # for the optional packages of setup.py
     'torch': "pip install '.[gpu]' or '.[cpu]'",
-    'onnx': "pip install '.[onnx]'",
-    'onnxruntime': "pip install '.[onnx]'",
+    'onnx': 'pip install onnx onnxruntime',
+    'onnxruntime': 'pip install onnx onnxruntime',
     'rclpy': "pip install '.[ros]', or source your ROS 2 installation",
     'diagnostic_msgs': "pip install '.[ros]', or sudo apt install ros-$ROS_DISTRO-diagnostic-msgs",
     'rich': 'pip install rich',

@@ -175,8 +175,9 @@ def rendered_scene(folder: Path, frames: int) -> Path:
         return folder
     require(
         is_own or not folder.exists(),
-        f'{folder} is there and not a scene that the demo rendered, so it stays: give another'
-        ' --output, or name a scene of your own by --scene',
+        f'{folder} is there without the mark {OWN_SCENE} of what the demo rendered, so it stays:'
+        ' give another --output, name a scene of your own by --scene, or delete it (before'
+        ' 2026-11-26 the demo left no mark)',
     )
     # a scene under its final name is complete, also after Ctrl-C, and so is the one before it
     partial = folder.with_name(f'.{folder.name}.rendering')
