@@ -78,12 +78,17 @@ def test_an_override_of_another_type_is_a_refusal_of_activate(make_rig, value):
     assert 'depth' in rig.node.refusal and rig.node.finished() is False
 
 
-@pytest.mark.parametrize('wrong', [('reliability', 'sometimes'), ('depth', '5')])
+@pytest.mark.parametrize(
+    'wrong', [('reliability', 'sometimes'), ('depth', '5'), ('history', 'unknown')]
+)
 def test_a_wrong_override_of_a_publisher_is_a_refusal_of_configure(make_rig, wrong):
     policy, value = wrong
-    rig = make_rig(connect=False, **{f'qos_overrides./pose.publisher.{policy}': value})
-    assert not rig.node.configured and policy in rig.node.refusal
-    assert rig.node.finished() is False and not rig.node.count_publishers('/state')
+    overrides = {f'qos_overrides./cup/pose.publisher.{policy}': value}
+    rig = make_rig(connect=False, objects=('mug', 'cup'), **overrides)
+    assert not rig.node.configured and rig.node.finished() is False
+    assert 'qos_overrides' in rig.node.refusal or policy in rig.node.refusal
+    left = {publisher.topic_name for publisher in rig.node.publishers}
+    assert not left & {'/mug/pose', '/mug/state', '/mug/outcome'}
 
 
 def test_a_bug_while_deactivating_is_raised(make_rig, monkeypatch):

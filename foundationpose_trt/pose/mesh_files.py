@@ -93,26 +93,27 @@ def _require_appearance_files(path: Path) -> None:
     """Refuse a mesh whose material or texture file is missing: trimesh would turn it grey."""
     if path.suffix.lower() == '.obj':
         named = list(_named_files(path, b'mtllib'))
-        for library in [path.parent / name for name in named]:
+        for library in [_found(path, name) for name in named]:
             images = list(_named_files(library, b'map_kd'))
-            missing = [name for name in images if not _finds(path, name)]
+            missing = [name for name in images if not _found(path, name).is_file()]
             _require_plain(library, missing)
             named += missing
     elif path.suffix.lower() == '.ply':
         named = list(_named_files(path, b'comment texturefile'))
     else:
         named = []
-    for file in [path.parent / name for name in named]:  # where trimesh looks for them
+    for name in named:
         require(
-            file.is_file(),
-            f'mesh file {path} needs {file}, which does not exist: put it there, or remove the'
-            ' line that names it to use the mesh without texture',
+            _found(path, name).is_file(),
+            f'mesh file {path} needs {path.parent / name}, which does not exist: put it there, or'
+            ' remove the line that names it to use the mesh without texture',
         )
 
 
-def _finds(path: Path, name: Path) -> bool:
-    """Whether trimesh finds a texture: as it is named from the mesh, or its last part there."""
-    return (path.parent / name).is_file() or (path.parent / name.name).is_file()
+def _found(path: Path, name: Path) -> Path:
+    """Where trimesh looks for a file: as it is named from the mesh, or for its last part there."""
+    file = path.parent / name
+    return file if file.is_file() else path.parent / name.name
 
 
 def _require_plain(path: Path, names: Iterable[Path]) -> None:

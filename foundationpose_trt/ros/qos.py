@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
@@ -29,7 +28,5 @@ def reliable_publisher(node: Node, kind: type, topic: str, depth: int) -> Any:
     options = QoSOverridingOptions.with_default_policies()
     try:
         return node.create_publisher(kind, topic, profile, qos_overriding_options=options)
-    except rclpy_implementation.RCLError:  # one, too, and of something else
-        raise
-    except RuntimeError as error:  # how rclpy says that it does not know a policy's value
-        raise ValueError(f'qos_overrides of topic {topic}: {error}') from error
+    except RuntimeError as error:  # how rclpy, or the middleware below it, refuses a value
+        raise ValueError(f'topic {topic}, or its qos_overrides: {error}') from error

@@ -29,7 +29,7 @@ MODULES = {  # back end -> names its Python module goes by; wheels without front
 REMEDIES = {
     'tensorrt': 'pip install tensorrt onnx onnxruntime (or use the one that came with JetPack)',
     'tensorrt_lean': 'pip install tensorrt_lean',
-    'tensorrt_rtx': "pip install '.[rtx]'",
+    'tensorrt_rtx': 'pip install tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings onnx',
 }
 TORCH_TYPES = {
     'FLOAT': torch.float32,
