@@ -5,6 +5,9 @@ from __future__ import annotations
 import gc
 import importlib.util
 import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,3 +47,20 @@ def _nothing_of_earlier_modules() -> None:
     """DDS participants of earlier contexts go with what refers to them; see ros_contexts.py."""
     gc.unfreeze()
     gc.collect()
+
+
+@pytest.fixture
+def make_rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    """Make tracker_nodes under test (ros_rig.Rig), closed at the end."""
+    from ros_rig import Rig  # needs ROS, as what asks for it does
+
+    monkeypatch.setenv('ROS_LOG_DIR', str(tmp_path))
+    rigs = []
+
+    def make(**parameters: Any) -> Rig:
+        rigs.append(Rig(**parameters))
+        return rigs[-1]
+
+    yield make
+    for rig in rigs:
+        rig.close()

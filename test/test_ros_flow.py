@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip('rclpy', reason='ROS 2 (rclpy) is not installed')
-from ros_rig import MS, RELIABLE, Rig
+from ros_rig import MS, RELIABLE
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
@@ -16,20 +16,6 @@ from foundationpose_trt.ros import conversions
 
 pytestmark = pytest.mark.ros
 CAMERA_HZ, STEP_S = 60.0, 1 / 7
-
-
-@pytest.fixture
-def make_rig(tmp_path, monkeypatch):
-    monkeypatch.setenv('ROS_LOG_DIR', str(tmp_path))
-    rigs = []
-
-    def make(**parameters):
-        rigs.append(Rig(**parameters))
-        return rigs[-1]
-
-    yield make
-    for rig in rigs:
-        rig.close()
 
 
 class Camera:

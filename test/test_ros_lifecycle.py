@@ -20,7 +20,7 @@ from lifecycle_msgs.srv import ChangeState, GetState
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
 from ros_contexts import begin_context, end_context
-from ros_rig import MS, Rig
+from ros_rig import MS
 from sensor_msgs.msg import CameraInfo
 
 from foundationpose_trt.ros import image_node, pattern_camera_node, running, tracker_node
@@ -28,20 +28,6 @@ from foundationpose_trt.ros.tracker_node import TrackerNode
 
 pytestmark = pytest.mark.ros
 START_NS = 1_700_000_000_000_000_000
-
-
-@pytest.fixture
-def make_rig(tmp_path, monkeypatch):
-    monkeypatch.setenv('ROS_LOG_DIR', str(tmp_path))
-    rigs = []
-
-    def make(**parameters):
-        rigs.append(Rig(**parameters))
-        return rigs[-1]
-
-    yield make
-    for rig in rigs:
-        rig.close()
 
 
 def call(rig, kind, name, request):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -28,17 +29,8 @@ MESHES = {f'{name}.mesh_file_path': 'unused.obj' for name in NAMES}
 
 
 @pytest.fixture
-def make_rig(tmp_path, monkeypatch):
-    monkeypatch.setenv('ROS_LOG_DIR', str(tmp_path))
-    rigs = []
-
-    def make(**parameters):
-        rigs.append(Rig(objects=NAMES, **MESHES, **parameters))
-        return rigs[-1]
-
-    yield make
-    for rig in rigs:
-        rig.close()
+def make_rig(make_rig):
+    return partial(make_rig, objects=NAMES, **MESHES)
 
 
 def labelled(rig, stamp_ns, *labels):

@@ -14,7 +14,7 @@ from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.srv import GetParameters
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.parameter import Parameter
-from ros_rig import CAMERA, MS, Rig
+from ros_rig import CAMERA, MS
 from test_ros_lifecycle import call, change, state
 
 from foundationpose_trt.datatypes import TrackingState
@@ -25,20 +25,6 @@ from foundationpose_trt.ros.tracker_services import TrackerServices
 
 pytestmark = pytest.mark.ros
 START_NS = 1_700_000_000_000_000_000
-
-
-@pytest.fixture
-def make_rig(tmp_path, monkeypatch):
-    monkeypatch.setenv('ROS_LOG_DIR', str(tmp_path))
-    rigs = []
-
-    def make(**parameters):
-        rigs.append(Rig(**parameters))
-        return rigs[-1]
-
-    yield make
-    for rig in rigs:
-        rig.close()
 
 
 def test_a_transition_at_the_wrong_time_is_answered_no(make_rig):

@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip('rclpy', reason='ROS 2 (rclpy) is not installed')
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.parameter import Parameter
-from ros_rig import CAMERA, MS, RELIABLE, Rig
+from ros_rig import CAMERA, MS, RELIABLE
 from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
 
@@ -15,20 +15,6 @@ from foundationpose_trt.ros import conversions
 
 pytestmark = pytest.mark.ros
 START_NS = 1_700_000_000_000_000_000
-
-
-@pytest.fixture
-def make_rig(tmp_path, monkeypatch):
-    monkeypatch.setenv('ROS_LOG_DIR', str(tmp_path))
-    rigs = []
-
-    def make(**parameters):
-        rigs.append(Rig(**parameters))
-        return rigs[-1]
-
-    yield make
-    for rig in rigs:
-        rig.close()
 
 
 def tracking(make_rig, **parameters):

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 pytest.importorskip('rclpy', reason='ROS 2 (rclpy) is not installed')
-from ros_rig import CAMERA, MS, Rig
+from ros_rig import CAMERA, MS
 from std_srvs.srv import SetBool, Trigger
 
 from foundationpose_trt.datatypes import Outcome, PoseEstimate, TrackingState
@@ -15,20 +15,6 @@ from foundationpose_trt.pose.tracker import TrackingStep
 
 pytestmark = pytest.mark.ros
 START_NS = 1_700_000_000_000_000_000
-
-
-@pytest.fixture
-def make_rig(tmp_path, monkeypatch):
-    monkeypatch.setenv('ROS_LOG_DIR', str(tmp_path))
-    rigs = []
-
-    def make(**parameters):
-        rigs.append(Rig(**parameters))
-        return rigs[-1]
-
-    yield make
-    for rig in rigs:
-        rig.close()
 
 
 def registering(make_rig, **parameters):

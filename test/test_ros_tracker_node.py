@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip('rclpy', reason='ROS 2 (rclpy) is not installed')
 from rclpy.parameter import Parameter
-from ros_rig import CAMERA, MS, Rig
+from ros_rig import CAMERA, MS
 
 from foundationpose_trt.ros.build_choices import choose_device
 from foundationpose_trt.ros.build_reports import BuildReports
@@ -18,20 +18,6 @@ from foundationpose_trt.ros.worker import WorkerFailed
 
 pytestmark = pytest.mark.ros
 START_NS = 1_700_000_000_123_456_789
-
-
-@pytest.fixture
-def make_rig(tmp_path, monkeypatch):
-    monkeypatch.setenv('ROS_LOG_DIR', str(tmp_path))
-    rigs = []
-
-    def make(**parameters):
-        rigs.append(Rig(**parameters))
-        return rigs[-1]
-
-    yield make
-    for rig in rigs:
-        rig.close()
 
 
 def tracking_rig(make_rig, **parameters):
