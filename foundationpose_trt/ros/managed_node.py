@@ -33,6 +33,7 @@ OWN_PARAMETERS = (
         ' else the node stays unconfigured and may be mended',
     ),
 )  # fmt: skip
+WRONG_OVERRIDE = (ParameterException, InvalidQosOverridesError)  # what rclpy raises for one
 SIGNAL_S = 0.1  # how long a signal may wait for the work of configure
 
 
@@ -58,7 +59,9 @@ class ManagedNode(LifecycleNode):
     _begin, _end (returns False when something still runs) and _release.
     """
 
-    refusals: tuple[type[BaseException], ...] = (ValueError, OSError, MemoryError)
+    refusals: tuple[type[BaseException], ...] = (
+        ValueError, OSError, MemoryError, *WRONG_OVERRIDE,
+    )  # fmt: skip
 
     def __init__(
         self, name: str, kind: type, siblings: Sequence[type] = (), **options: Any
@@ -117,31 +120,27 @@ class ManagedNode(LifecycleNode):
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Read the parameters, build and warm up."""
         self.refusal = ''
-        try:
-            self.parameters = read(self, self._kind)
-            self._apart(self._build)
-        except (*self.refusals, ParameterException, InvalidQosOverridesError) as error:
-            self._refuse('configure', error)
-            self._forget()
-            return TransitionCallbackReturn.FAILURE
-        except BaseException as error:
-            self._bug = error
-            raise
+        with self._noting_bugs():
+            try:
+                self.parameters = read(self, self._kind)
+                self._apart(self._build)
+            except self.refusals as error:
+                self._refuse('configure', error)
+                self._forget()
+                return TransitionCallbackReturn.FAILURE
         self.configured = True
         return TransitionCallbackReturn.SUCCESS
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Listen to the inputs."""
         self.refusal = ''
-        try:
-            self._begin()
-        except (ValueError, RuntimeError, ParameterException, InvalidQosOverridesError) as error:
-            self._end()
-            self._refuse('activate', error)
-            return TransitionCallbackReturn.FAILURE
-        except BaseException as error:
-            self._bug = error
-            raise
+        with self._noting_bugs():
+            try:
+                self._begin()
+            except (ValueError, RuntimeError, *WRONG_OVERRIDE) as error:
+                self._end()
+                self._refuse('activate', error)
+                return TransitionCallbackReturn.FAILURE
         self.active = True
         return TransitionCallbackReturn.SUCCESS
 

@@ -88,7 +88,7 @@ class TrackerOutputs:
         self._output: Any = None
         try:
             self._make_topics()
-        except BaseException:  # an override that is none: of one of them, and the others are there
+        except BaseException:  # an override of one of them is none, and others are there
             self.destroy()
             raise
 
