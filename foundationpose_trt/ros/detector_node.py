@@ -24,7 +24,7 @@ from foundationpose_trt.ros.detector_factory import BuiltDetector, build_detecto
 from foundationpose_trt.ros.detector_outputs import LATENCIES, DetectorOutputs
 from foundationpose_trt.ros.detector_parameters import DetectorParameters
 from foundationpose_trt.ros.image_node import ImageNode, image_stamp_ns
-from foundationpose_trt.ros.matcher import NewestMatcher, dropped_halves
+from foundationpose_trt.ros.matcher import NewestMatcher
 from foundationpose_trt.ros.rejections import RejectedMessage, Rejection
 from foundationpose_trt.ros.running import run_node
 from foundationpose_trt.ros.runtime_figures import gpu_memory, graph_figures
@@ -113,14 +113,9 @@ class DetectorNode(ImageNode):
                 part.destroy()
 
     def _begin(self) -> None:
-        self._matcher = NewestMatcher(round(self.parameters.sync_slop_ms * 1e6))
+        slop_ns = round(self.parameters.sync_slop_ms * 1e6)
+        self._matcher = NewestMatcher(slop_ns, counts=self._halves)
         super()._begin()
-
-    def _end(self) -> bool:
-        halves = dropped_halves(self._matcher.counts) if self._has_depth_topic() else {}
-        ended = super()._end()
-        self._drops.update(halves)  # the next activation has a matcher of its own
-        return ended
 
     def _inputs(self) -> list[tuple[type, str, Callable]]:
         inputs: list[tuple[type, str, Callable]] = [(Image, 'image', self._on_image)]
@@ -271,19 +266,6 @@ class DetectorNode(ImageNode):
         message = conversions.image_message(drawn, 'rgb8', drawing.image.header)
         self.note('detector_visualize_ms', (time.perf_counter() - start_s) * 1e3)
         return message
-
-    # The reporting thread.
-
-    def drops(self) -> dict[str, int]:
-        """As ImageNode's, with the halves that found no partner."""
-        counts = super().drops()
-        if self._has_depth_topic():
-            for reason, count in dropped_halves(self._matcher.counts).items():
-                counts[reason] += count
-        return counts
-
-    def _has_depth_topic(self) -> bool:
-        return bool(self._listening) and self._wants_depth
 
     def _backend(self) -> dict[str, Any]:
         detector = self._detector

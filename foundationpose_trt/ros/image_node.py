@@ -25,6 +25,7 @@ from foundationpose_trt.ros.health import HealthReports
 from foundationpose_trt.ros.latencies import LatencyTopics, status
 from foundationpose_trt.ros.ledger import FrameLedger
 from foundationpose_trt.ros.managed_node import ManagedNode
+from foundationpose_trt.ros.matcher import dropped_halves
 from foundationpose_trt.ros.parameters import current
 from foundationpose_trt.ros.qos import LATCHED_QOS
 from foundationpose_trt.ros.rejections import RejectedMessage, Rejection
@@ -108,9 +109,12 @@ class ImageNode(ManagedNode):
         return ended
 
     def drops(self) -> dict[str, int]:
-        """How many frames, or halves of them, were not handled, by reason."""
+        """How many frames, or halves without a partner, were not handled, by reason."""
         invalid = sum(self.outcomes[rejection.value] for rejection in Rejection)
-        return {'busy': self.ledger.dropped, **self._drops, 'invalid': invalid}
+        counts = {'busy': self.ledger.dropped, **self._drops, 'invalid': invalid}
+        for reason, count in dropped_halves(self._halves).items():
+            counts[reason] += count
+        return counts
 
     # Transitions.
 
@@ -238,6 +242,7 @@ class ImageNode(ManagedNode):
         self.ledger = FrameLedger(history)
         self.outcomes: Counter[str] = Counter()
         self._drops: Counter[str] = Counter({'unmatched': 0, 'stale': 0})
+        self._halves: Counter[str] = Counter()  # of all matchers since configure
         self.trouble = ThrottledCount()
         self._handled = EventRate()
 

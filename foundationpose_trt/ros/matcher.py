@@ -55,16 +55,18 @@ class NewestMatcher:
     mask_history: how many pairs are remembered for a mask that arrives after them. `counts`
     holds per stream <stream>_unmatched (dropped without a partner), <stream>_late (older than
     one handed out before or than its own predecessor), <stream>_repeated (stamp did not advance),
-    and clock_resets. One thread only.
+    and clock_resets; one that is given goes on from there. One thread only.
     """
 
-    def __init__(self, slop_ns: int, mask_history: int = 15) -> None:
+    def __init__(
+        self, slop_ns: int, mask_history: int = 15, counts: Counter[str] | None = None
+    ) -> None:
         if slop_ns < 0 or mask_history < 1:
             raise ValueError(
                 f'slop_ns is {slop_ns}, must be >= 0; mask_history is {mask_history}, must be >= 1'
             )
         self.slop_ns = slop_ns
-        self.counts: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter() if counts is None else counts
         self._waiting: dict[str, deque[Stamped]] = {IMAGE: deque(), DEPTH: deque()}
         self._masks: deque[Stamped] = deque(maxlen=MASKS_KEPT)
         self._pairs: deque[FrameSet] = deque(maxlen=mask_history)

@@ -25,7 +25,7 @@ from foundationpose_trt.ros.debug_image import DebugImage
 from foundationpose_trt.ros.frame_intake import FrameIntake, Job, prefer_newest
 from foundationpose_trt.ros.image_node import ImageNode, image_stamp_ns
 from foundationpose_trt.ros.latencies import status
-from foundationpose_trt.ros.matcher import FrameSet, NewestMatcher, dropped_halves
+from foundationpose_trt.ros.matcher import FrameSet, NewestMatcher
 from foundationpose_trt.ros.parameters import (
     current,
     declare_fields,
@@ -162,8 +162,9 @@ class TrackerNode(ImageNode):
 
     def _begin(self) -> None:
         p = self.parameters
-        matcher = NewestMatcher(round(p.sync_slop_ms * 1e6), p.mask_history_frames)
-        self._repeated = 0  # images by stamp, until the last check
+        slop_ns = round(p.sync_slop_ms * 1e6)
+        matcher = NewestMatcher(slop_ns, p.mask_history_frames, self._halves)
+        self._repeated = self._repeats()  # until the last check
         self._intake = FrameIntake(matcher, self.ledger, self._is_seeking, self._offer)
         self._working.intake = self._intake
         self._requests = TrackerServices(self, self._intake.wake)
@@ -180,9 +181,6 @@ class TrackerNode(ImageNode):
         if ended and self._work is not None and self._intake is not None:
             self._work.group.reset()  # no start for a frame of who knows when
             self._work.publish_inactive()
-            # the next activation has a matcher of its own, and the counts go on
-            intake, self._intake = self._intake, None
-            self._drops.update(dropped_halves(intake.matcher.counts))
         return ended
 
     @property
@@ -293,14 +291,17 @@ class TrackerNode(ImageNode):
             )
 
     def _warn_of_standing_stamps(self) -> None:
-        counts = self._in.matcher.counts
-        repeated = counts['image_repeated'] + counts['depth_repeated']
+        repeated = self._repeats()
         more, self._repeated = repeated - self._repeated, repeated
         if more >= REPEATED_IN_A_CHECK and self.trouble.note('STAMPS_REPEATED'):
             self.get_logger().warning(
                 f'{more} images came within a second whose stamp is that of the one before: they'
                 ' are dropped; does the driver stamp every image, and is /clock running?'
             )
+
+    def _repeats(self) -> int:
+        """How many images came with the stamp of the one before."""
+        return self._halves['image_repeated'] + self._halves['depth_repeated']
 
     # The worker's thread.
 
@@ -347,15 +348,6 @@ class TrackerNode(ImageNode):
         return message
 
     # The reporting thread.
-
-    def drops(self) -> dict[str, int]:
-        """As ImageNode's, with the halves that found no partner."""
-        counts = super().drops()
-        intake = self._intake
-        if intake is not None:
-            for reason, count in dropped_halves(intake.matcher.counts).items():
-                counts[reason] += count
-        return counts
 
     def _backend(self) -> dict[str, Any]:
         return self._work.built.runtime() if self._work is not None else {}
