@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,9 +13,9 @@ import torch
 from oracle_rig import CAMERA, ellipsoid, errors, frame_of, oracle_networks, pose_of
 
 from foundationpose_trt.pose import backends
-from foundationpose_trt.pose.backends import onnx_path, open_engines, plan_path
+from foundationpose_trt.pose.backends import exported, onnx_path, open_engines, plan_path
 from foundationpose_trt.pose.estimator import EstimatorSettings, PoseEstimator
-from foundationpose_trt.pose.weights import PoseNetworks, load_networks
+from foundationpose_trt.pose.weights import PRECISIONS, PoseNetworks, load_networks
 from foundationpose_trt.runtime.choice import BackendChoice
 from foundationpose_trt.runtime.onnx_engine import OnnxEngine
 from foundationpose_trt.runtime.torch_engine import TorchEngine
@@ -87,18 +89,60 @@ def test_an_unknown_back_end_is_refused():
 
 def test_files_are_told_apart_by_set_precision_and_back_end(networks, tmp_path, monkeypatch):
     choice = BackendChoice(folder=tmp_path)
-    assert onnx_path(networks, 'refiner', choice) == tmp_path / 'small_fp32' / 'refiner.onnx'
+    onnx = onnx_path(networks, 'refiner', choice, 'tensorrt')
+    assert onnx == tmp_path / 'small_fp32' / 'refiner.onnx'
     plan = plan_path(networks, 'refiner', choice, 'tensorrt')
     assert plan == tmp_path / 'small_fp32' / 'tensorrt' / 'refiner.engine'
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-    default = onnx_path(networks, 'refiner', BackendChoice())
+    default = onnx_path(networks, 'refiner', BackendChoice(), 'tensorrt')
     assert default.is_relative_to(tmp_path / 'cache' / 'foundationpose_trt')
+
+
+def installed_as(monkeypatch: pytest.MonkeyPatch, weakly_typed: bool) -> None:
+    api = SimpleNamespace(weakly_typed=weakly_typed)
+    monkeypatch.setattr(backends, 'installed', lambda backend: True)
+    monkeypatch.setattr(backends, 'load_api', lambda backend: api)
+
+
+@pytest.mark.parametrize(
+    ('where', 'weakly_typed', 'file'),
+    [
+        (('refiner', 'fp16', 'tensorrt'), True, 'refiner_steps.onnx'),
+        (('refiner', 'fp16', 'tensorrt'), False, 'refiner.onnx'),
+        (('refiner', 'fp16', 'tensorrt_rtx'), True, 'refiner.onnx'),
+        (('refiner', 'fp32', 'tensorrt'), True, 'refiner.onnx'),
+        (('extractor', 'fp16', 'tensorrt'), True, 'extractor.onnx'),
+    ],
+)
+def test_only_half_refiners_of_tensorrt_8_have_their_attention_in_steps(
+    networks, monkeypatch, where, weakly_typed, file
+):
+    installed_as(monkeypatch, weakly_typed)
+    (kind, precision, backend), choice = where, BackendChoice(folder=Path('x'))
+    typed, folder = (
+        replace(networks, dtype=PRECISIONS[precision]),
+        Path('x') / f'small_{precision}',
+    )
+    assert onnx_path(typed, kind, choice, backend) == folder / file
+    assert plan_path(typed, kind, choice, backend) == folder / backend / f'{kind}.engine'
+
+
+@needs_onnx
+def test_both_forms_of_a_refiner_stand_side_by_side(networks, tmp_path, monkeypatch):
+    half, choice = replace(networks, dtype=torch.float16), BackendChoice(folder=tmp_path)
+    installed_as(monkeypatch, True)
+    for backend, form in (('tensorrt', 'steps'), ('tensorrt_rtx', 'fused')) * 2:
+        path = exported(half, 'refiner', choice, backend)
+        assert json.loads(path.with_name(f'{path.name}.json').read_text())['attention'] == form
+    assert sorted(file.name for file in (tmp_path / 'small_fp16').glob('*.onnx')) == [
+        'refiner.onnx', 'refiner_steps.onnx',
+    ]  # fmt: skip
 
 
 @needs_onnx
 def test_an_export_is_made_once_and_again_when_it_is_not_of_these_weights(networks, tmp_path):
     choice = BackendChoice('onnxruntime', tmp_path)
-    path = onnx_path(networks, 'refiner', choice)
+    path = onnx_path(networks, 'refiner', choice, 'onnxruntime')
 
     def opened() -> tuple[int, bytes]:
         open_engines(networks, choice)
@@ -158,7 +202,8 @@ def test_tensorrt_gives_the_pose_that_torch_gives(
     settings = EstimatorSettings(cuda_graph_cache_capacity=graphs)
     candidates = np.stack([pose_of(seed) for seed in range(20)])
     tracked, scores = [], []
-    for choice in (BackendChoice('torch'), BackendChoice('tensorrt', folder, build=True)):
+    tensorrt = BackendChoice('tensorrt', folder, build=True, batches=(1, 32))  # soon built
+    for choice in (BackendChoice('torch'), tensorrt):
         engines = open_engines(networks, choice)
         estimator = PoseEstimator(ellipsoid(), networks, settings, engines)
         estimator.warm_up(CAMERA)

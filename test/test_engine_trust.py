@@ -107,10 +107,11 @@ def test_engines_of_weights_that_were_replaced_are_refused(monkeypatch, tmp_path
     shutil.copytree(resolve_folder('small'), folder)
     networks, choice = load_networks(str(folder)), BackendChoice('tensorrt', tmp_path / 'engines')
     for kind in ('refiner', 'extractor'):
-        exported(networks, kind, choice)
+        exported(networks, kind, choice, 'tensorrt')
     engines = Engines(monkeypatch)
     open_engines(networks, choice)
-    manifest = onnx_path(networks, 'extractor', choice).with_name('extractor.onnx.json')
+    manifest = onnx_path(networks, 'extractor', choice, 'tensorrt')
+    manifest = manifest.with_name('extractor.onnx.json')
     content = json.loads(manifest.read_text())
     content['weights']['sha256'] = 64 * '0'
     manifest.write_text(json.dumps(content))

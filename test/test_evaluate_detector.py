@@ -139,7 +139,7 @@ def test_registration_is_judged_from_both_masks(monkeypatch, share, expected, fo
     monkeypatch.setattr(evaluate_detector, 'CAST', {'drill': CAST['drill'], 'can': CAST['can']})
     meshes = evaluate_detector.cast_objects()
     monkeypatch.setattr(evaluate_detector, 'cast_objects', lambda: [meshes[0], meshes[-1]])
-    figures = evaluate_detector.registration_figures(None, Choice(), 2)
+    figures = evaluate_detector.registration_figures(None, Choice(), 2, [7000])
     assert list(figures) == ['drill', 'can', 'all']
     for row in figures.values():
         where = [row.pop(f'{name} masks, if found') for name in ('true', 'detected')]
@@ -150,13 +150,14 @@ def test_registration_is_judged_from_both_masks(monkeypatch, share, expected, fo
 def test_an_object_that_no_view_shows_has_no_figures(monkeypatch):
     exact = PoseErrors(0.0, 0.0, 0.0, 0.0)
 
-    def views(detector, choice, place, count):
+    def views(detector, choice, place, count, seed):
+        assert seed in (5, 6)
         if place == 1:
             yield evaluate_detector.Registered('can', 0.1, (exact, exact), True)
 
     monkeypatch.setattr(evaluate_detector, 'register_views', views)
     monkeypatch.setattr(evaluate_detector, 'CAST', {'drill': CAST['drill'], 'can': CAST['can']})
-    figures = evaluate_detector.registration_figures(None, None, 2)
+    figures = evaluate_detector.registration_figures(None, None, 2, [5, 6])
     assert all(np.isnan(value) for value in figures['drill'].values())
     assert set(figures['can'].values()) == set(figures['all'].values()) == {100.0}
 
@@ -241,6 +242,48 @@ def test_a_detector_of_other_things_is_refused(tmp_path, capsys):
 def test_counts_below_one_are_refused(tmp_path, capsys):
     assert cli.main(['evaluate-detector', '--model', str(tmp_path), '--stages', '0']) == 2
     assert '--stages 0' in capsys.readouterr().err
+
+
+def test_every_arrangement_is_another_and_counts(monkeypatch):
+    names, shares = [], iter([1.0, 1.0, 0.0, 0.0])
+
+    def cluttered(rng):
+        names.append(rng.bit_generator.state['state']['state'])
+        return clutter(rng)
+
+    def mask_of(detector, image, label):
+        Choice.truth.append((image.mask, image.camera_from_object))
+        return image.mask * (next(shares) > 0.5)
+
+    clutter = evaluate_detector.clutter
+    monkeypatch.setattr(evaluate_detector, 'clutter', cluttered)
+    monkeypatch.setattr(evaluate_detector, 'detected_mask', mask_of)
+    monkeypatch.setattr(evaluate_detector, 'CAST', {'drill': CAST['drill']})
+    figures = evaluate_detector.registration_figures(None, Choice(), 2, [7000, 7001])
+    assert len(set(names)) == 2
+    assert figures['all']['detected masks'] == figures['all']['found'] == 50.0
+    assert figures['all']['true masks'] == 100.0
+
+
+def test_arrangements_follow_the_first_stage(tmp_path, monkeypatch):
+    model = write_fixed(
+        tmp_path / 'm', np.zeros((1, 6, 4), np.float32), np.full((1, 6, 7), -9.0, np.float32),
+        classes=(*CAST, None),
+    )  # fmt: skip
+    asked = []
+    monkeypatch.setattr(evaluate_detector, 'require_metric', lambda: None)
+    monkeypatch.setattr(
+        evaluate_detector, 'box_figures', lambda *_: {'boxes': {}, 'thresholds': {}}
+    )
+
+    def figures(*words: object) -> dict:
+        asked.append(words)
+        return {'all': {}}
+
+    monkeypatch.setattr(evaluate_detector, 'registration_figures', figures)
+    words = ['--registrations', '5', '--first-stage', '30', '--arrangements', '3']
+    assert cli.main(['evaluate-detector', '--model', str(model), *words]) == 0
+    assert asked[0][2] == 5 and list(asked[0][3]) == [7030, 7031, 7032]
 
 
 @pytest.mark.parametrize('threshold', ['2', '1', '-0.1', 'nan'])

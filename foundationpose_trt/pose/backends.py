@@ -19,11 +19,19 @@ from ..runtime.engine import Engine
 from ..runtime.engine_manifest import Platform, check_engine, keep_tolerance, sha256_of
 from ..runtime.onnx_engine import OnnxEngine
 from ..runtime.specs import BATCH, TensorSpec, normalized
+from ..runtime.tensorrt_api import installed, load_api
 from ..runtime.tensorrt_engine import TensorRtEngine
 from ..runtime.torch_engine import TorchEngine
 from ..runtime.workspace import Workspace
 from .crops import CROP_PX, OBSERVED, RENDERED
-from .export import ensure_onnx, export_request, exported_weights, source_file
+from .export import (
+    FUSED,
+    STEPS,
+    ensure_onnx,
+    export_request,
+    exported_weights,
+    source_file,
+)
 from .networks import scaled
 from .self_check import (
     CROPS,
@@ -75,7 +83,7 @@ def open_engines(
     if backend == 'torch':
         engines = _torch_engines(networks)
     elif backend == 'onnxruntime':
-        engines = [OnnxEngine(exported(networks, kind, choice)) for kind in KINDS]
+        engines = [OnnxEngine(exported(networks, kind, choice, backend)) for kind in KINDS]
     else:
         return _Plans(networks, choice, backend, progress).opened(reason)
     return NetworkEngines(engines[0], engines[1], f'{backend} ({reason})')
@@ -115,21 +123,21 @@ def _automatic_on_cuda(networks: PoseNetworks, choice: BackendChoice) -> tuple[s
 
     def check(plan: Path, platform: Platform) -> None:
         check_engine(plan, platform)
-        require_same_weights(networks, plan.stem, choice, plan)
+        # plan_path() names engines and puts each backend's into a folder of its own
+        onnx = onnx_path(networks, plan.stem, choice, platform.backend)
+        require_same_weights(networks, plan.stem, onnx, plan)
 
     may_build = choice.build and is_exportable(networks)
     backend, reason = fitting_tensorrt(plans_of, networks.device, may_build, check)
     return backend or 'torch', reason
 
 
-def require_same_weights(
-    networks: PoseNetworks, kind: str, choice: BackendChoice, plan: Path
-) -> None:
-    """Raise ValueError where the exported file, which engines are built from, is of others.
+def require_same_weights(networks: PoseNetworks, kind: str, onnx: Path, plan: Path) -> None:
+    """Raise ValueError where the exported file, which an engine is built from, is of others.
 
     Where that file or the weights' own are gone, nothing can be told and nothing is raised.
     """
-    told, own = exported_weights(onnx_path(networks, kind, choice)), weights_sha256(networks, kind)
+    told, own = exported_weights(onnx), weights_sha256(networks, kind)
     require(
         told is None or own is None or told == own,
         f'{plan} is of other weights than {networks.source}, of the same name: build it again with'
@@ -154,26 +162,39 @@ def _precision(networks: PoseNetworks) -> str:
     return next(name for name, dtype in PRECISIONS.items() if dtype == networks.dtype)
 
 
-def onnx_path(networks: PoseNetworks, kind: str, choice: BackendChoice) -> Path:
-    """Return where the ONNX file of a network belongs: by set, width and precision."""
+def attention_form(networks: PoseNetworks, kind: str, backend: str) -> str:
+    """How the attention of a network is exported for a back end (export.ATTENTIONS).
+
+    In steps where the fused one is the slower: in the refiner, in half, of TensorRT 8.6. Its
+    extractor in steps took more than 400 s to build, and was not built to the end.
+    """
+    may = kind == 'refiner' and _precision(networks) == 'fp16' and backend == 'tensorrt'
+    return STEPS if may and installed(backend) and load_api(backend).weakly_typed else FUSED
+
+
+def onnx_path(networks: PoseNetworks, kind: str, choice: BackendChoice, backend: str) -> Path:
+    """Return where the ONNX file of a network belongs: by set, width, precision and form."""
     folder = choice.folder or default_folder()
-    return folder / f'{networks.name}_{_precision(networks)}' / f'{kind}.onnx'
+    form = attention_form(networks, kind, backend)
+    file = f'{kind}.onnx' if form == FUSED else f'{kind}_{form}.onnx'
+    return folder / f'{networks.name}_{_precision(networks)}' / file
 
 
 def plan_path(networks: PoseNetworks, kind: str, choice: BackendChoice, backend: str) -> Path:
     """Return where the engine of a network belongs."""
     place = '_'.join([backend, *map(str, choice.batches or ())])
-    return onnx_path(networks, kind, choice).parent / place / f'{kind}.engine'
+    return onnx_path(networks, kind, choice, backend).parent / place / f'{kind}.engine'
 
 
-def exported(networks: PoseNetworks, kind: str, choice: BackendChoice) -> Path:
+def exported(networks: PoseNetworks, kind: str, choice: BackendChoice, backend: str) -> Path:
     """Return the network's ONNX file, written now if the one there is missing or another's."""
     require(
         networks.source is not None,
         f'weights {networks.name} were not loaded from files: only backend torch can run them',
     )
-    path, precision = onnx_path(networks, kind, choice), _precision(networks)
-    request = export_request(str(networks.source), kind, precision)
+    path, precision = onnx_path(networks, kind, choice, backend), _precision(networks)
+    form = attention_form(networks, kind, backend)
+    request = export_request(str(networks.source), kind, precision, attention=form)
     if ensure_onnx(networks, request, path):
         logger.info('exported %s', path)
     return path
@@ -224,14 +245,14 @@ class _Plans:
 
     def _engine(self, kind: str, workspace: Workspace) -> TensorRtEngine:
         plan = self._plan(kind)
-        onnx = onnx_path(self.networks, kind, self.choice)
+        onnx = onnx_path(self.networks, kind, self.choice, self.backend)
         if self.choice.build:
-            onnx = exported(self.networks, kind, self.choice)
+            onnx = exported(self.networks, kind, self.choice, self.backend)
             options = BuildOptions(backend=self.backend, batches=self.choice.batches)
             with current(self.networks.device):
                 ensure_engine(onnx, plan, options, self._reporter(kind))
         else:  # of a file just exported nothing has to be asked
-            require_same_weights(self.networks, kind, self.choice, plan)
+            require_same_weights(self.networks, kind, onnx, plan)
         source = onnx if onnx.is_file() else None
         return TensorRtEngine(plan, self.networks.device, source, workspace)
 

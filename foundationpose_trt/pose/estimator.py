@@ -60,7 +60,7 @@ class PoseEstimator:
         require(len(self.meshes) > 0, 'no mesh: an estimator needs at least one object')
         self.networks = networks
         self.device = networks.device
-        self._object_from_centered = [mesh.object_from_centered for mesh in self.meshes]
+        self._object_from_centered = np.stack([mesh.object_from_centered for mesh in self.meshes])
         self._use(settings_by_object(settings, len(self.meshes)))
         engines = engines or open_engines(networks, BackendChoice('torch'))
         self._largest = engines.largest
@@ -218,13 +218,15 @@ class PoseEstimator:
         with quality, OUT_OF_RANGE, NOT_FINITE. Whether the quality is good enough is the
         tracker's decision. Raises ValueError for an unknown place and a pose that is not finite.
         """
-        last = self._centered(camera_from_object)
-        seen = [index for index, pose in last.items() if pose[2, 3] >= NEAREST_M]
+        if not camera_from_object:
+            return {}
+        indices, last = list(camera_from_object), self._centered(camera_from_object)
+        rows = [row for row, z in enumerate(last[:, 2, 3].tolist()) if z >= NEAREST_M]
         # with the most iterations first: those that go on after any of them are the first rows
-        seen.sort(key=lambda index: -self._settings[index].track_iterations)
-        found = self._tracked(frame, np.stack([last[i] for i in seen]), seen) if seen else {}
+        rows.sort(key=lambda row: -self._settings[indices[row]].track_iterations)
+        found = self._tracked(frame, last[rows], [indices[row] for row in rows]) if rows else {}
         behind = PoseEstimate(Outcome.OUT_OF_RANGE)
-        return {index: found.get(index, behind) for index in last}
+        return {index: found.get(index, behind) for index in indices}
 
     def _tracked(
         self, frame: Frame, camera_from_centered: np.ndarray, indices: Sequence[int]
@@ -234,8 +236,8 @@ class PoseEstimator:
         wanted = [(index, self._settings[index].track_iterations) for index in indices]
         found = run_pass(track, self.inference.refine, frame, camera_from_centered, wanted)
         return {
-            index: self._readouts[index].estimate(row[:16].reshape(4, 4), row[16:])
-            for index, row in zip(indices, found, strict=True)
+            index: self._readouts[index].estimate_row(row)
+            for index, row in zip(indices, found.tolist(), strict=True)
         }
 
     @torch.inference_mode()
@@ -261,18 +263,21 @@ class PoseEstimator:
             last = len(self.meshes) - 1
             raise ValueError(f'object index is {index}, must be between 0 and {last}')
 
-    def _centered(self, camera_from_object: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:
-        """Poses (4, 4) of the objects' centres, by their places."""
-        last = {}
-        for index, pose in camera_from_object.items():
+    def _centered(self, camera_from_object: Mapping[int, np.ndarray]) -> np.ndarray:
+        """Poses (n, 4, 4) float64 of the objects' centres, in the mapping's order."""
+        indices = list(camera_from_object)
+        for index in indices:
             self._require_known(index)
-            last[index] = pose @ self._object_from_centered[index]
-            # a sum is finite where all its terms are, unless they are astronomic: no pose either
-            if not math.isfinite(last[index].sum()):
-                raise ValueError(
-                    f'the pose to track from is not finite, object {index}'
-                    f' ({self.meshes[index].name}): {last[index]}'
-                )
+        poses = np.array([*camera_from_object.values()], float)
+        last = poses @ self._object_from_centered[indices]
+        # a sum is finite where all its terms are, unless they are astronomic: no pose either
+        if not math.isfinite(last.sum()):
+            finite = np.isfinite(last).all((1, 2)).tolist()
+            row = finite.index(False) if False in finite else 0
+            raise ValueError(
+                f'the pose to track from is not finite, object {indices[row]}'
+                f' ({self.meshes[indices[row]].name}): {last[row]}'
+            )
         return last
 
     def _all_of(self, index: int, count: int) -> torch.Tensor:

@@ -7,6 +7,8 @@ import inspect
 import io
 import json
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,42 +43,61 @@ OUTPUTS = {
 WEIGHTS_OF = {'refiner': 'refiner', 'scorer': 'scorer', 'extractor': 'scorer'}
 CROP = (6, CROP_PX, CROP_PX)
 DYNAMIC = 'dynamic'  # in a request: any batch
+FUSED, STEPS = 'fused', 'steps'  # how the attention is written (typed_networks.py)
+ATTENTIONS = (FUSED, STEPS)
 # Neither 1, which tracing may take for broadcasting, nor much work.
 TRACED_BATCH = 2
 
 
-def typed_network(networks: PoseNetworks, kind: str, precision: str) -> nn.Module:
+def typed_network(
+    networks: PoseNetworks, kind: str, precision: str, attention: str = FUSED
+) -> nn.Module:
     """Copy one network (a key of OUTPUTS) into its typed form, on the CPU.
 
-    precision: 'fp32' or 'fp16', the dtype of the inputs. Raises ValueError for other words.
+    precision: 'fp32' or 'fp16', the dtype of the inputs. attention: 'fused', or 'steps' of the
+    refiner (typed_networks.py). Raises ValueError for other words.
     """
     require(kind in OUTPUTS, f'network is "{kind}", must be one of {", ".join(OUTPUTS)}')
     require(
         precision in PRECISIONS,
         f'precision is "{precision}", must be one of {", ".join(PRECISIONS)}',
     )
-    make = {'refiner': TypedRefiner, 'scorer': TypedScorer, 'extractor': TypedExtractor}[kind]
+    forms = ATTENTIONS if kind == 'refiner' else (FUSED,)
+    require(
+        attention in forms,
+        f'attention of the {kind} is "{attention}", must be {" or ".join(forms)}',
+    )
+    forms_of: dict[str, Callable[..., nn.Module]] = {
+        'refiner': partial(TypedRefiner, in_steps=attention != FUSED),
+        'scorer': TypedScorer,
+        'extractor': TypedExtractor,
+    }
     network = copy.deepcopy(getattr(networks, WEIGHTS_OF[kind]))
     network.requires_grad_(False).eval().to('cpu', torch.float32)
     fold_batch_norm(network)
     network.to(memory_format=torch.contiguous_format)
-    return make(network, PRECISIONS[precision]).eval().requires_grad_(False)
+    return forms_of[kind](network, PRECISIONS[precision]).eval().requires_grad_(False)
 
 
 def onnx_model(
-    networks: PoseNetworks, kind: str, precision: str = 'fp32', batch: int | None = None
+    networks: PoseNetworks,
+    kind: str,
+    precision: str = 'fp32',
+    batch: int | None = None,
+    attention: str = FUSED,
 ) -> onnx.ModelProto:
     """Export one network (a key of OUTPUTS) of any device and dtype; nothing is written.
 
     precision: 'fp32' or 'fp16' (typed_networks.py says what stays float32). batch: fixed number
-    of crop pairs, or None for any. Inputs inputA (rendered) and inputB (observed), (batch, 6,
-    160, 160) of the precision; outputs float32: trans and rot, (batch, 3), or score_logit,
-    (batch,), or features, (batch, d). Every tensor in the file carries its type, checked.
+    of crop pairs, or None for any. attention: as typed_network takes it. Inputs inputA (rendered)
+    and inputB (observed), (batch, 6, 160, 160) of the precision; outputs float32: trans and rot,
+    (batch, 3), or score_logit, (batch,), or features, (batch, d). Every tensor in the file
+    carries its type, checked.
     Raises ValueError for other words, batch < 1, weights too large for fp16, and when the
     package `onnx` is absent.
     """
     require(batch is None or batch >= 1, f'batch is {batch}, must be at least 1, or dynamic')
-    network = typed_network(networks, kind, precision)
+    network = typed_network(networks, kind, precision, attention)
     large = [key for key, value in network.state_dict().items() if not value.isfinite().all()]
     require(not large, f'{kind}: {large[:4]} hold values that are not finite in {precision}')
     try:
@@ -124,9 +145,10 @@ def write_onnx(
     path: Path,
     precision: str = 'fp32',
     batch: int | None = None,
+    attention: str = FUSED,
 ) -> None:
     """Write onnx_model(...) to path, whole or not at all; raises as it does."""
-    content = onnx_model(networks, kind, precision, batch).SerializeToString()
+    content = onnx_model(networks, kind, precision, batch, attention).SerializeToString()
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, content)
 
@@ -140,9 +162,8 @@ def ensure_onnx(
     """
     if not force and is_current(path, request):
         return False
-    batch = request['batch']
-    kind = request['kind']
-    write_onnx(networks, kind, path, request['precision'], batch if batch != DYNAMIC else None)
+    kind, batch = request['kind'], request['batch'] if request['batch'] != DYNAMIC else None
+    write_onnx(networks, kind, path, request['precision'], batch, request['attention'])
     write_export_manifest(path, request, getattr(networks, WEIGHTS_OF[kind]).width)
     return True
 
@@ -165,14 +186,19 @@ def manifest_path(path: Path) -> Path:
 
 
 def export_request(
-    weights: str, kind: str, precision: str = 'fp32', batch: int | None = None
+    weights: str,
+    kind: str,
+    precision: str = 'fp32',
+    batch: int | None = None,
+    attention: str = FUSED,
 ) -> dict[str, Any]:
     """Say what an export of these weights is made from and how: the manifest's first part."""
     source = source_file(weights, kind)
     return {
-        'format': 2,
+        'format': 3,
         'kind': kind,
         'precision': precision,
+        'attention': attention,
         'batch': DYNAMIC if batch is None else batch,
         'opset': OPSET,
         'weights': {

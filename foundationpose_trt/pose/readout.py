@@ -28,7 +28,10 @@ class Readout:
 
     def estimate(self, camera_from_centered: np.ndarray, evidence: np.ndarray) -> PoseEstimate:
         """Name the outcome of a pose (4, 4) and its counts (kernel count_evidence)."""
-        numbers = camera_from_centered.ravel().tolist()
+        return self.estimate_row(camera_from_centered.ravel().tolist() + evidence.tolist())
+
+    def estimate_row(self, numbers: list[float]) -> PoseEstimate:
+        """Name the outcome of a pose's 16 numbers, row by row, and its counts: a result's row."""
         if not math.isfinite(sum(map(abs, numbers))):
             return PoseEstimate(Outcome.NOT_FINITE)
         if not self._in_range(numbers[11]):
@@ -36,7 +39,7 @@ class Readout:
         rotation = nearest_rotation(numbers[0:3] + numbers[4:7] + numbers[8:11])
         place = (numbers[3], numbers[7], numbers[11])
         pose = self._uncentered(rotation, place)
-        quality = PoseQuality(*map(int, evidence.tolist()))
+        quality = PoseQuality(*map(int, numbers[16:]))
         return PoseEstimate(Outcome.OK, pose, quality=quality)
 
     def registration(self, values: np.ndarray, count: int) -> PoseEstimate:

@@ -9,6 +9,10 @@ fp16: inputs, weights and activations are half; what computes them sums up in fl
 kernels of softmax and LayerNorm do. float32 are the mean over the tokens and all after it: the
 refiner's last layer, the whole ranking of the scorer, and the outputs. (With float32 around
 softmax and LayerNorm too, the results are as near, and TensorRT cannot fuse the attention.)
+
+In steps, the refiner's attention divides by the sum of the exponentials after the product with
+the values instead of before it. TensorRT 8.6 fuses the whole attention otherwise, and its kernel
+for heads of 128 channels is slower than the steps (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -20,6 +24,10 @@ import torch
 from torch import nn
 
 from .networks import HEADS, TOKENS, RefineNet, ScoreNet
+
+# Of the values, in steps: in half, 400 of them add up before they are divided. A power of two, so
+# that the output projection undoes it exactly.
+VALUE_SCALE = 1 / 16
 
 
 def _cast(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -54,11 +62,18 @@ class _Trunk(nn.Module):
 class _Attention(nn.Module):
     """Self-attentions of x (B, L, d), side by side, up to, without, their output projections.
 
-    shape: (B, L), one of them -1 where it is free. Gives (B, L, d * number of sources).
+    shape: (B, L), one of them -1 where it is free. Gives (B, L, d * number of sources); in steps,
+    VALUE_SCALE times that.
     """
 
-    def __init__(self, sources: Sequence[nn.MultiheadAttention], shape: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        sources: Sequence[nn.MultiheadAttention],
+        shape: tuple[int, int],
+        in_steps: bool = False,
+    ) -> None:
         super().__init__()
+        self._mixed = self._mixed_in_steps if in_steps else self._mixed_by_softmax
         width = sources[0].embed_dim
         self.heads, self.channels = HEADS * len(sources), width * len(sources)
         self.shape = shape
@@ -74,7 +89,8 @@ class _Attention(nn.Module):
         # Apart: from the three packed into one product TensorRT 8.6 made an engine that computed
         # something else (on an H100; the self-check refused it).
         self.query = _linear(*(part * scale for part in query))
-        self.key, self.value = _linear(*key), _linear(*value)
+        self.key = _linear(*key)
+        self.value = _linear(*(part * (VALUE_SCALE if in_steps else 1) for part in value))
 
     def _split(self, x: torch.Tensor) -> torch.Tensor:
         return x.reshape(*self.shape, self.heads, self.channels // self.heads)
@@ -83,8 +99,17 @@ class _Attention(nn.Module):
         query = self._split(self.query(x)).permute(0, 2, 1, 3)
         key = self._split(self.key(x)).permute(0, 2, 3, 1)
         value = self._split(self.value(x)).permute(0, 2, 1, 3)
-        mixed = torch.softmax(query @ key, -1) @ value
+        mixed = self._mixed(query @ key, value)
         return mixed.permute(0, 2, 1, 3).reshape(*self.shape, self.channels)
+
+    @staticmethod
+    def _mixed_by_softmax(scores: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        return torch.softmax(scores, -1) @ value
+
+    @staticmethod
+    def _mixed_in_steps(scores: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        weights = torch.exp(scores - scores.amax(-1, keepdim=True))  # of 0 to 1, the sum of 1 to L
+        return (weights @ value) / weights.sum(-1, keepdim=True)
 
 
 class _Grouped(nn.Module):
@@ -125,13 +150,16 @@ class _Heads(nn.Module):
     time for one crop (TensorRT 8.6, H100).
     """
 
-    def __init__(self, heads: Sequence[nn.Sequential]) -> None:
+    def __init__(self, heads: Sequence[nn.Sequential], in_steps: bool) -> None:
         super().__init__()
         layers: list[Any] = [head[0] for head in heads]
         self.groups = len(layers)
-        self.attention = _Attention([layer.self_attn for layer in layers], (-1, TOKENS))
+        sources = [layer.self_attn for layer in layers]
+        self.attention = _Attention(sources, (-1, TOKENS), in_steps)
         self.channels = self.attention.channels // self.groups
-        self.out = _Grouped([layer.self_attn.out_proj for layer in layers])
+        self.out = _Grouped([source.out_proj for source in sources])
+        if in_steps:
+            self.out.weight.data /= VALUE_SCALE
         self.linear1 = _Grouped([layer.linear1 for layer in layers])
         self.linear2 = _Grouped([layer.linear2 for layer in layers])
         self.norm1 = _GroupedNorm([layer.norm1 for layer in layers])
@@ -156,14 +184,14 @@ class _Heads(nn.Module):
 class TypedRefiner(nn.Module):
     """RefineNet with its types spelled out: two crops (N, 6, 160, 160) of dtype -> trans, rot.
 
-    Both outputs (N, 3) float32, with the meaning RefineNet gives them.
+    Both outputs (N, 3) float32, with the meaning RefineNet gives them. in_steps: the attention.
     """
 
-    def __init__(self, network: RefineNet, dtype: torch.dtype) -> None:
+    def __init__(self, network: RefineNet, dtype: torch.dtype, in_steps: bool = False) -> None:
         super().__init__()
         trunk = _Trunk(network.encodeA, network.encodeAB, network.pos_embed.pe)
         self.trunk = trunk.to(dtype)
-        self.heads = _Heads([network.trans_head, network.rot_head]).typed(dtype)
+        self.heads = _Heads([network.trans_head, network.rot_head], in_steps).typed(dtype)
 
     def forward(
         self, rendered: torch.Tensor, observed: torch.Tensor

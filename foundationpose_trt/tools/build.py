@@ -175,9 +175,8 @@ def _export(weights: str, out: Path | None, settings: BuildOptions) -> list[tupl
     # fp16 loads on a GPU alone, and exporting needs none: only the files take the type
     named = replace(load_networks(weights), dtype=WEIGHT_PRECISIONS[precision])
     choice, backend = BackendChoice(folder=out), choose_backend(settings.backend)
-    return [
-        (exported(named, kind, choice), plan_path(named, kind, choice, backend)) for kind in KINDS
-    ]
+    which = [(named, kind, choice, backend) for kind in KINDS]
+    return [(exported(*each), plan_path(*each)) for each in which]
 
 
 @contextmanager

@@ -61,12 +61,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--stages', type=int, default=24, help='sets of held-out objects')
     parser.add_argument(
         '--first-stage', type=int, default=0, metavar='N',
-        help='of them: take others to choose a threshold by than to report',
+        help='of them, and of the arrangements: take others to choose a threshold by than to'
+        ' report',
     )  # fmt: skip
     parser.add_argument('--views', type=int, default=8, help='images of each set')
     parser.add_argument(
         '--registrations', type=int, default=4, metavar='N',
-        help='views per object that are registered from its mask; 0: none',
+        help='views per object and arrangement that are registered from its mask; 0: none',
+    )  # fmt: skip
+    parser.add_argument(
+        '--arrangements', type=int, default=1, metavar='N',
+        help='of strangers around each object that is registered',
     )  # fmt: skip
     parser.add_argument(
         '--threshold', type=float, default=DETECTOR_THRESHOLD,
@@ -79,11 +84,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Measure, print and write."""
     require(
-        min(options.stages, options.views) >= 1
+        min(options.stages, options.views, options.arrangements) >= 1
         and min(options.registrations, options.first_stage) >= 0,
-        f'--stages {options.stages} and --views {options.views} must be at least 1,'
-        f' --registrations {options.registrations} and --first-stage {options.first_stage} not'
-        ' negative',
+        f'--stages {options.stages}, --views {options.views} and --arrangements'
+        f' {options.arrangements} must be at least 1, --registrations {options.registrations} and'
+        f' --first-stage {options.first_stage} not negative',
     )
     require(
         0 <= options.threshold < 1,
@@ -95,7 +100,10 @@ def run(options: argparse.Namespace) -> int:
     content: dict[str, Any] = box_figures(detector, options, choice.device)
     if options.registrations:
         detector.set_threshold(options.threshold)
-        content['registration'] = registration_figures(detector, choice, options.registrations)
+        first = FIRST_REGISTER_SEED + options.first_stage
+        seeds = range(first, first + options.arrangements)
+        figures = registration_figures(detector, choice, options.registrations, seeds)
+        content['registration'] = figures
     _print(content)
     if options.json:
         report.write_json(options.json, content)
@@ -165,15 +173,18 @@ class Registered:
 
 
 def registration_figures(
-    detector: Detector, choice: EstimatorChoice, views: int
+    detector: Detector, choice: EstimatorChoice, views: int, seeds: Sequence[int]
 ) -> dict[str, dict[str, float]]:
     """Share of poses right within 0.1 diameter (ADD-S), percent, from true and detected masks: of
     all views, and of those where the detector found the object, whose share is between them.
+
+    views: of each object in each arrangement; seeds: of the arrangements.
     """
     results = [
         result
         for place in range(len(CAST))
-        for result in register_views(detector, choice, place, views)
+        for seed in seeds
+        for result in register_views(detector, choice, place, views, seed)
     ]
     figures = {}
     for name in (*CAST, 'all'):
@@ -197,11 +208,11 @@ def right_shares(results: Sequence[Registered]) -> dict[str, float]:
 
 
 def register_views(
-    detector: Detector, choice: EstimatorChoice, place: int, views: int
+    detector: Detector, choice: EstimatorChoice, place: int, views: int, seed: int
 ) -> Iterator[Registered]:
     """Register one object of the cast in some unrelated views that show enough of it."""
     name, mesh = list(CAST)[place], cast_objects()[place]
-    rng = np.random.default_rng([place, FIRST_REGISTER_SEED])
+    rng = np.random.default_rng([place, seed])
     scene = compose_views(mesh, clutter(rng), 2 * views, rng, SETTINGS)
     images = TabletopRenderer(scene, choice.device, BATCH).images(place)
     seen = (i for i in images if i.visible_share >= MIN_VISIBLE and i.mask.sum() >= MIN_MASK_PX)
