@@ -5,16 +5,21 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from foundationpose_trt.detection import box_layers
 from foundationpose_trt.detection.label_image import (
+    LAYER_SHARE,
     fills_corners,
     in_band,
-    layers,
     reaches_all_sides,
 )
 
 SIDE, BAND_M = 100, 0.15
 ROWS, COLUMNS = np.indices((SIDE, SIDE))
 DISC = np.hypot(ROWS - 49.5, COLUMNS - 49.5) <= 49.5
+
+
+def layers(values_m: np.ndarray) -> list[np.ndarray]:
+    return box_layers.layers(values_m, LAYER_SHARE)
 
 
 def box_of(*parts: tuple[np.ndarray, float]) -> np.ndarray:

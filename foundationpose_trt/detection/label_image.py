@@ -5,15 +5,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from .box_layers import SIDE_SHARE, BoxView, around, best_layer, layers, sides_met
 from .postprocess import Detections, instance_masks
-from .support_plane import without_support
+from .support_plane import find_support, off_support
 
 CORE_SHARE = 0.5  # of a box's sides: where mostly the object is
 DEFAULT_BAND_M = 0.2
-GAP_M = 0.02  # between layers of depth
-FLYING_SHARE = 0.005  # of the pixels: fewer, over half a gap, lie between surfaces
 LAYER_SHARE = 0.3  # of the pixels, at least: an object has layers of its own
-SIDE_SHARE = 0.15  # of a side, which a box may be too large by
 
 
 def best_of_each(detections: Detections, objects: list[int]) -> dict[int, int]:
@@ -59,13 +57,29 @@ def standing_in_box(depth_m: np.ndarray, rows: slice, columns: slice, band_m: fl
     depth_m: (H, W) metres, 0 = invalid. Where what is off the plane does not fill the box to its
     sides it is not the object, which then is of that plane: a book, one of a row of cartons.
     """
-    inside, off = depth_m[rows, columns], without_support(depth_m, rows, columns)
+    inside, plane = depth_m[rows, columns], find_support(depth_m, rows, columns)
+    off = inside if plane is None else off_support(depth_m, plane, rows, columns)
     if not reaches_all_sides(off > 0):
         return in_band(inside, band_m)
     found = in_band(off, band_m)
     # the middle of a ring shows the table alone; without depth there, as of glass, it is unknown
     is_ring = not found.any() and bool(((inside > 0) & (off == 0)).any())
-    return in_band(off, band_m, core_share=1.0) if is_ring else found
+    if is_ring:
+        return in_band(off, band_m, core_share=1.0)
+    return best_layer(view_of(depth_m, plane, rows, columns), found, band_m)
+
+
+def view_of(depth_m: np.ndarray, plane: np.ndarray | None, rows: slice, columns: slice) -> BoxView:
+    """A box with what is around it, without its support (find_support) and what is behind that."""
+    height, width = depth_m.shape
+    whole = around(rows, columns, height), around(columns, rows, width)
+    depth = depth_m[whole[0], whole[1]]
+    if plane is not None:
+        depth = off_support(depth_m, plane, *whole, nearer=True)
+    starts = rows.start - whole[0].start, columns.start - whole[1].start
+    sizes = rows.stop - rows.start, columns.stop - columns.start
+    inner = [slice(start, start + size) for start, size in zip(starts, sizes, strict=True)]
+    return BoxView(np.where(np.isfinite(depth), depth, 0), inner[0], inner[1])
 
 
 def labels_of_masks(
@@ -88,22 +102,6 @@ def box_slices(box_px: np.ndarray, size: tuple[int, int]) -> tuple[slice, slice]
     low = np.clip(np.ceil(box_px[:2] - 0.5), 0, (size[1], size[0])).astype(int)
     high = np.clip(np.ceil(box_px[2:] - 0.5), 0, (size[1], size[0])).astype(int)
     return slice(low[1], high[1]), slice(low[0], high[0])
-
-
-def layers(values_m: np.ndarray) -> list[np.ndarray]:
-    """Split sorted depths (N,) where hardly any lie over GAP_M; what holds few is left out."""
-    # only bins that hold something: a camera may say 1e10 m where it saw nothing
-    bins, starts, counts = np.unique(
-        np.floor(values_m.astype(np.float64) / (GAP_M / 2)), return_index=True, return_counts=True
-    )
-    filled = counts > FLYING_SHARE * len(values_m)
-    if not filled.any():
-        return [values_m]
-    bins, starts, ends = bins[filled], starts[filled], (starts + counts)[filled]
-    apart = np.diff(bins) > 2
-    pairs = zip(starts[np.r_[True, apart]], ends[np.r_[apart, True]], strict=True)
-    parts = [values_m[a:b] for a, b in pairs]
-    return [part for part in parts if len(part) >= LAYER_SHARE * len(values_m)] or [values_m]
 
 
 def _uncovered(
@@ -146,12 +144,7 @@ def as_deep_as(part: np.ndarray, depth_m: np.ndarray) -> np.ndarray:
 
 def reaches_all_sides(inside: np.ndarray) -> bool:
     """Whether pixels (h, w) bool of a box come near each of its sides."""
-    for axis in (0, 1):
-        hit = np.asarray(inside.any(axis))
-        at, margin = np.flatnonzero(hit), SIDE_SHARE * len(hit)
-        if len(at) == 0 or at[0] > margin or at[-1] < len(hit) - 1 - margin:
-            return False
-    return True
+    return sides_met(inside) == 4
 
 
 def fills_corners(inside: np.ndarray) -> bool:
@@ -177,7 +170,7 @@ def in_band(depth_m: np.ndarray, band_m: float, core_share: float = CORE_SHARE) 
     values = np.sort(core[(core > 0) & np.isfinite(core)], axis=None)
     if len(values) == 0:
         return np.zeros(depth_m.shape, bool)
-    parts = layers(values)
+    parts = layers(values, LAYER_SHARE)
     values = values if len(parts) == 1 else _uncovered(depth_m, parts, band_m, values)
     ends = np.searchsorted(values, values + band_m, side='right')
     first = np.argmax(ends - np.arange(len(values)))

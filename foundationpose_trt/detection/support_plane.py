@@ -18,20 +18,41 @@ LEFT_SHARE = 0.1  # of the box's pixels, nearer than the plane: else it carries 
 def without_support(depth_m: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
     """Return the depth (h, w) of a box, 0 where it is of the plane around the box.
 
-    depth_m: (H, W) metres, 0 or not finite = invalid. Unchanged where nothing around is a plane,
-    or where hardly anything is nearer: the object is as flat as its table, or behind what is
-    plane. Intrinsics are not needed: over the pixels of any pinhole camera the inverse depth of a
-    plane is linear.
+    depth_m: (H, W) metres, 0 or not finite = invalid. Unchanged where there is no such plane.
     """
-    inside = depth_m[rows, columns]
-    plane = _plane_around(depth_m, rows, columns) if inside.size else None
+    plane = find_support(depth_m, rows, columns)
+    return depth_m[rows, columns] if plane is None else off_support(depth_m, plane, rows, columns)
+
+
+def find_support(depth_m: np.ndarray, rows: slice, columns: slice) -> np.ndarray | None:
+    """Return the plane around a box as its inverse depth: (3,) coefficients of column, row and 1.
+
+    depth_m: (H, W) metres, 0 or not finite = invalid. None where nothing around is a plane, or
+    where hardly anything is nearer: the object is as flat as its table, or behind what is plane.
+    Intrinsics are not needed: over the pixels of any pinhole camera the inverse depth of a plane
+    is linear.
+    """
+    plane = _plane_around(depth_m, rows, columns) if depth_m[rows, columns].size else None
     if plane is None:
-        return inside
+        return None
+    nearer = off_support(depth_m, plane, rows, columns, nearer=True) > 0
+    return plane if nearer.mean() >= LEFT_SHARE else None
+
+
+def off_support(
+    depth_m: np.ndarray, plane: np.ndarray, rows: slice, columns: slice, nearer: bool = False
+) -> np.ndarray:
+    """Return the depth (h, w) of some rows and columns, 0 where it is the plane's (find_support).
+
+    nearer: also 0 where it is behind the plane.
+    """
+    depth = depth_m[rows, columns]
     u, v = (np.arange(part.start, part.stop, dtype=np.float32) for part in (columns, rows))
     inverse = np.float32(plane[0]) * u + (plane[1] * v + plane[2]).astype(np.float32)[:, None]
-    left = np.where(_is_near(inside, inverse), inside.dtype.type(0), inside)
-    nearer = (left > 0) & (left * inverse < 1)
-    return left if nearer.mean() >= LEFT_SHARE else inside
+    left_out = _is_near(depth, inverse)
+    if nearer:
+        left_out |= ~(depth * inverse < 1)
+    return np.where(left_out, depth.dtype.type(0), depth)
 
 
 def _is_near(depth_m: np.ndarray, inverse_of_plane: np.ndarray) -> np.ndarray:

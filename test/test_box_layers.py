@@ -1,0 +1,108 @@
+"""Which layer of depth a box is drawn around, on scenes drawn by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from foundationpose_trt.detection.box_layers import BoxView, around, best_layer, fit_of, sides_met
+from foundationpose_trt.detection.label_image import standing_in_box
+
+SIZE = 160  # of the image; the box is its middle, 100 pixels
+ROWS, COLUMNS = slice(30, 130), slice(30, 130)
+V, U = np.indices((SIZE, SIZE))
+DISC = np.hypot(V - 79.5, U - 79.5) <= 49.5
+BAND_M = 0.15
+
+
+def scene(*parts: tuple[np.ndarray, float], table_m: float = 1.0) -> np.ndarray:
+    """Depth of an upright table with these parts before it, later ones in front, and noise."""
+    depth = np.full((SIZE, SIZE), table_m)
+    for inside, depth_m in parts:
+        depth[inside] = depth_m
+    return depth + np.random.default_rng(0).uniform(-0.002, 0.002, depth.shape)
+
+
+def in_box(mask: np.ndarray) -> np.ndarray:
+    return mask[ROWS, COLUMNS]
+
+
+@pytest.mark.parametrize('turns', range(4))
+def test_what_passes_in_front_and_goes_on_is_not_the_object(turns):
+    """A bar from corner to corner, through all sides of the box and most of its middle."""
+    bar = np.rot90(abs(V - U) < 30, turns)
+    depth = scene((DISC, 0.7), (bar, 0.5))
+    found = standing_in_box(depth, ROWS, COLUMNS, BAND_M)
+    np.testing.assert_array_equal(found, in_box(DISC & ~bar))
+
+
+@pytest.mark.parametrize('turns', range(4))
+def test_a_shelf_that_goes_on_behind_is_not_the_object(turns):
+    """A ring, through which the larger part of the middle shows what lies behind it."""
+    ring = DISC & (np.hypot(V - 79.5, U - 79.5) > 30)
+    shelf = np.rot90((V > 20) & (U > 10), turns)
+    depth = scene((shelf, 0.8), (ring, 0.6), table_m=1.4)
+    found = standing_in_box(depth, ROWS, COLUMNS, BAND_M)
+    np.testing.assert_array_equal(found, in_box(ring))
+
+
+def test_both_layers_of_one_object_stay_with_the_chosen_one():
+    """A body in two steps: the far one alone meets all sides, but the near one ends at the box."""
+    near = DISC & (abs(V - 79.5) < 30)
+    view = BoxView(scene((DISC, 0.8), (near, 0.7)) * DISC, ROWS, COLUMNS)
+    own, far = fit_of(view, 0.69, 0.71), fit_of(view, 0.79, 0.81)
+    assert (own.leak, own.sides, far.value) == (0, 2, 1)
+    np.testing.assert_array_equal(best_layer(view, in_box(near), BAND_M), in_box(near))
+
+
+def test_where_nothing_else_fits_better_the_choice_stays():
+    """The neighbour in a row stands as deep: its layer goes on beyond, and is all there is."""
+    row = (V > 35) & (V < 125)
+    depth = scene((row, 0.7))
+    chosen = in_box(row)
+    view = BoxView(np.where(row, depth, 0), ROWS, COLUMNS)
+    assert fit_of(view, 0.69, 0.71).leak > 0.3
+    np.testing.assert_array_equal(best_layer(view, chosen, BAND_M), chosen)
+
+
+def test_nothing_chosen_stays_nothing():
+    view = BoxView(scene(), ROWS, COLUMNS)
+    assert not best_layer(view, np.zeros((100, 100), bool), BAND_M).any()
+
+
+@pytest.mark.parametrize(
+    ('rows', 'columns', 'sides'),
+    [
+        (slice(0, 100), slice(0, 100), 4),
+        (slice(14, 100), slice(40, 60), 2),
+        (slice(16, 80), slice(40, 60), 0),
+        (slice(16, 90), slice(40, 60), 1),
+        (slice(16, 80), slice(0, 90), 2),
+        (slice(0, 0), slice(0, 0), 0),
+    ],
+)
+def test_sides_are_met_within_a_share_of_them(rows, columns, sides):
+    inside = np.zeros((100, 100), bool)
+    inside[rows, columns] = True
+    assert sides_met(inside) == sides
+    assert sides_met(inside.T) == sides
+
+
+def test_a_leak_is_what_lies_beyond_over_what_lies_within():
+    layer = (V >= 30) & (V < 130) & (U >= 50) & (U < 150)  # 20 columns beyond, 4 of them slack
+    fit = fit_of(BoxView(np.where(layer, 0.7, 0.0), ROWS, COLUMNS), 0.6, 0.8)
+    assert fit.leak == pytest.approx(16 / 80)
+    assert fit.sides == 3 and fit.value == pytest.approx(0.75 - 0.2)
+
+
+@pytest.mark.parametrize(
+    ('part', 'expected'),
+    [
+        (slice(30, 130), slice(10, 150)),
+        (slice(5, 25), slice(0, 45)),
+        (slice(150, 160), slice(130, 160)),
+    ],
+)
+def test_around_stays_in_the_image(part, expected):
+    """15 % of the longer side: of 100 + 100/3 pixels here, 20."""
+    assert around(part, slice(0, 133), SIZE) == expected
