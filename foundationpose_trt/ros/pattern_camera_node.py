@@ -7,7 +7,6 @@ part of a pose's age.
 from __future__ import annotations
 
 import struct
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,14 +39,13 @@ class PatternCameraParameters:
     height: int = parameter(480, 'of the images', 'pixels', (16, 16384))
     rate_hz: float = parameter(30.0, 'images per second', 'Hz', (0.1, 1000.0))
     objects: int = parameter(1, 'values in the segmentation, side by side', '', (1, 32))
-    look: bool = parameter(False, 'subscribe debug/pose, as a viewer would')
 
     def __post_init__(self) -> None:
         check_values(self)
 
 
 class PatternCameraNode(Node):
-    """Publishes image, depth, camera_info and segmentation; counts what a viewer would get."""
+    """Publishes image, depth, camera_info and segmentation."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(NODE_NAME, **options)
@@ -68,9 +66,6 @@ class PatternCameraNode(Node):
             (self.create_publisher(type(message), topic, CAMERA_QOS), serialize_message(message))
             for topic, message in messages.items()
         ]
-        self.viewed = 0
-        if p.look:
-            self.create_subscription(Image, 'debug/pose', self._on_debug, CAMERA_QOS)
         self.create_timer(1.0 / p.rate_hz, self._on_timer)
 
     def finished(self) -> bool:
@@ -80,10 +75,6 @@ class PatternCameraNode(Node):
     def close(self, timeout_s: float = 0.0) -> bool:
         """Nothing runs in the background."""
         return True
-
-    def _on_debug(self, message: Image) -> None:
-        self.viewed += 1
-        time.sleep(0.05)  # a viewer that takes its time
 
     def _on_timer(self) -> None:
         stamp = self.get_clock().now().to_msg()

@@ -77,9 +77,9 @@ def measure(case: Case, compute_ms: float, frames: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, running_nodes(Path(folder)) as nodes:
         output = Path(folder) / 'overhead.json'
         camera = {'width': case.width, 'height': case.height, 'rate_hz': RATE_HZ}
-        nodes.start(
-            'pattern_camera_node', {**camera, 'objects': case.objects, 'look': case.viewed}
-        )
+        nodes.start('pattern_camera_node', {**camera, 'objects': case.objects})
+        if case.viewed:
+            nodes.start('slow_viewer_node', {})
         words = [str(output), f'{compute_ms:g}', str(frames), case.executor]
         nodes.start('overhead_node', tracker_parameters(case), words)
         wait(nodes, frames / RATE_HZ + START_S)
