@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from foundationpose_trt.detection.box_layers import BoxView, around, best_layer, fit_of, sides_met
+from foundationpose_trt.detection.box_layers import (
+    MOST_PX,
+    BoxView,
+    better_layer,
+    fit_of,
+    sides_met,
+    window_around,
+)
 from foundationpose_trt.detection.label_image import standing_in_box
 
 SIZE = 160  # of the image; the box is its middle, 100 pixels
@@ -52,7 +59,7 @@ def test_both_layers_of_one_object_stay_with_the_chosen_one():
     view = BoxView(scene((DISC, 0.8), (near, 0.7)) * DISC, ROWS, COLUMNS)
     own, far = fit_of(view, 0.69, 0.71), fit_of(view, 0.79, 0.81)
     assert (own.leak, own.sides, far.value) == (0, 2, 1)
-    np.testing.assert_array_equal(best_layer(view, in_box(near), BAND_M), in_box(near))
+    assert better_layer(view, in_box(near), BAND_M) is None
 
 
 def test_where_nothing_else_fits_better_the_choice_stays():
@@ -62,12 +69,12 @@ def test_where_nothing_else_fits_better_the_choice_stays():
     chosen = in_box(row)
     view = BoxView(np.where(row, depth, 0), ROWS, COLUMNS)
     assert fit_of(view, 0.69, 0.71).leak > 0.3
-    np.testing.assert_array_equal(best_layer(view, chosen, BAND_M), chosen)
+    assert better_layer(view, chosen, BAND_M) is None
 
 
 def test_nothing_chosen_stays_nothing():
     view = BoxView(scene(), ROWS, COLUMNS)
-    assert not best_layer(view, np.zeros((100, 100), bool), BAND_M).any()
+    assert better_layer(view, np.zeros((100, 100), bool), BAND_M) is None
 
 
 @pytest.mark.parametrize(
@@ -95,14 +102,49 @@ def test_a_leak_is_what_lies_beyond_over_what_lies_within():
     assert fit.sides == 3 and fit.value == pytest.approx(0.75 - 0.2)
 
 
+@pytest.mark.parametrize('turned', [False, True])
 @pytest.mark.parametrize(
-    ('part', 'expected'),
+    ('part', 'expected', 'within'),
     [
-        (slice(30, 130), slice(10, 150)),
-        (slice(5, 25), slice(0, 45)),
-        (slice(150, 160), slice(130, 160)),
+        (slice(30, 130), slice(10, 150), slice(20, 120)),
+        (slice(5, 25), slice(0, 45), slice(5, 25)),
+        (slice(150, 160), slice(130, 160), slice(20, 30)),
     ],
 )
-def test_around_stays_in_the_image(part, expected):
-    """15 % of the longer side: of 100 + 100/3 pixels here, 20."""
-    assert around(part, slice(0, 133), SIZE) == expected
+def test_a_window_stays_in_the_image(part, expected, within, turned):
+    """15 % of the longer side on either side: of 133 pixels, 20."""
+    box = (part, slice(20, 153))
+    window = window_around(*(reversed(box) if turned else box), (SIZE, SIZE))
+    rows, box_rows = window.rows, window.box_rows
+    if turned:
+        rows, box_rows = window.columns, window.box_columns
+    assert window.step == rows.step == 1
+    assert (rows.start, rows.stop) == (expected.start, expected.stop) and box_rows == within
+
+
+@pytest.mark.parametrize(
+    'box',
+    [
+        (slice(90, 990), slice(510, 1410)),
+        (slice(0, 1080), slice(0, 1920)),
+        (slice(1, 1075), slice(3, 700)),
+    ],
+)
+def test_a_grid_of_a_large_box_has_its_pixels_where_it_says(box):
+    size = (1080, 1920)
+    window = window_around(*box, size)
+    at = np.stack(np.indices(size))[:, window.rows, window.columns]
+    assert window.step > 1 and at[0].size < 1.1 * MOST_PX
+    own = at[:, window.box_rows, window.box_columns]
+    alone = np.stack(np.indices(size))[:, box[0], box[1]][:, :: window.step, :: window.step]
+    np.testing.assert_array_equal(own, alone)
+
+
+@pytest.mark.parametrize('scale', [4, 7])
+def test_a_large_box_is_judged_as_a_small_one(scale):
+    bar = abs(V - U) < 30
+    depth = np.kron(scene((DISC, 0.7), (bar, 0.5)), np.ones((scale, scale)))
+    rows = slice(ROWS.start * scale, ROWS.stop * scale)
+    found = standing_in_box(depth, rows, rows, BAND_M)
+    wanted = np.kron(in_box(DISC & ~bar), np.ones((scale, scale), bool))
+    np.testing.assert_array_equal(found, wanted)

@@ -6,6 +6,7 @@ middle as well, but goes on beyond the box; so does what lies behind.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ FLYING_SHARE = 0.005  # of the pixels: fewer, over half a gap, lie between surfa
 SIDE_SHARE = 0.15  # of a side, which a box may be too large by
 AROUND_SHARE = 0.15  # of the longer side: how far beyond a box is looked
 SLACK_SHARE = 0.04  # of the longer side, which a box may be too small by
+MOST_PX = 40_000  # of a box and what is around it: a grid of large ones tells as much
 # The next three by the masks of 432 rendered views (evaluate-detector, arrangements 7200 to 7202).
 LEAST_SHARE = 0.1  # of the pixels in a box: layers of fewer are not asked
 LEAKING = 0.1  # a layer that has so much beyond the box, over what it has in it, may be another's
@@ -26,7 +28,7 @@ EDGE_PERCENT, EDGE_M = 2.0, 0.01  # of the depths chosen so far, and around them
 class BoxView:
     """Depth of a box and of what is around it, (h, w) metres, 0 = unknown or of the support.
 
-    rows, columns: where the box is in it.
+    rows, columns: where the box is in it. Of a large one a grid.
     """
 
     depth_m: np.ndarray
@@ -41,13 +43,12 @@ class BoxView:
 
 @dataclass(frozen=True)
 class Fit:
-    """How a box fits a layer. inside: its pixels (h, w) bool of the box.
+    """How a box fits a layer.
 
     sides: how many sides of the box it comes near. leak: how much of it lies beyond the box, over
     what lies in it.
     """
 
-    inside: np.ndarray
     sides: int
     leak: float
 
@@ -57,40 +58,64 @@ class Fit:
         return self.sides / 4 - min(1.0, self.leak)
 
 
-def around(part: slice, other: slice, size: int) -> slice:
-    """Rows of a box (part) with what is looked at around it, in an image; or columns."""
-    reach = max(3, round(AROUND_SHARE * _longer(part, other)))
-    return slice(max(part.start - reach, 0), min(part.stop + reach, size))
+@dataclass(frozen=True)
+class Window:
+    """A grid of rows and columns over a box and what is around it.
+
+    rows, columns: of an image, step pixels apart; the box's first ones are among them.
+    box_rows, box_columns: where the box is in the grid.
+    """
+
+    rows: slice
+    columns: slice
+    box_rows: slice
+    box_columns: slice
+    step: int
+
+
+def window_around(rows: slice, columns: slice, size: tuple[int, int]) -> Window:
+    """Return the window around a box (rows, columns) of an image of a size (height, width)."""
+    sides = rows.stop - rows.start, columns.stop - columns.start
+    reach = max(3, round(AROUND_SHARE * max(sides)))
+    area = (sides[0] + 2 * reach) * (sides[1] + 2 * reach)
+    step = max(1, math.ceil(math.sqrt(area / MOST_PX)))
+    grids, boxes = [], []
+    for part, limit in zip((rows, columns), size, strict=True):
+        before = min(reach, part.start) // step
+        grids.append(slice(part.start - before * step, min(part.stop + reach, limit), step))
+        boxes.append(slice(before, before - (part.start - part.stop) // step))
+    return Window(grids[0], grids[1], boxes[0], boxes[1], step)
 
 
 def _longer(part: slice, other: slice) -> int:
     return max(part.stop - part.start, other.stop - other.start)
 
 
-def best_layer(view: BoxView, chosen: np.ndarray, band_m: float) -> np.ndarray:
-    """Return the pixels (h, w) bool of a box that are its object's: those chosen, or of a layer
-    that the box fits clearly better.
+def better_layer(view: BoxView, chosen: np.ndarray, band_m: float) -> tuple[float, float] | None:
+    """Return nearest and farthest depth of the layer that a box fits clearly better than what was
+    chosen of it, (h, w) bool; None where that is to stay.
 
-    chosen: (h, w) bool; kept where its layer ends at the box and meets some sides of it, as the
-    layers of one object do. band_m: depth of what is taken of a layer, around its middle.
+    It is where its layer ends at the box and meets some sides of it, as the layers of one object
+    do. band_m: depth of what is taken of a layer, around its middle.
     """
     depths = view.inside_m[chosen & (view.inside_m > 0)]
     if len(depths) == 0:
-        return chosen
+        return None
     low, high = np.percentile(depths, [EDGE_PERCENT, 100 - EDGE_PERCENT])
     own = fit_of(view, low - EDGE_M, high + EDGE_M)
     if own.leak < LEAKING and own.sides > 1:
-        return chosen
+        return None
     values = np.sort(view.inside_m[view.inside_m > 0], axis=None)
-    fits = [fit_of(view, *_within(part, band_m)) for part in layers(values, LEAST_SHARE)]
-    best = max(fits, key=lambda fit: fit.value)
-    return best.inside if best.value > own.value + BETTER_BY else chosen
+    bounds = [_within(part, band_m) for part in layers(values, LEAST_SHARE)]
+    fits = [fit_of(view, *each).value for each in bounds]
+    best = max(range(len(fits)), key=fits.__getitem__)
+    return bounds[best] if fits[best] > own.value + BETTER_BY else None
 
 
 def _within(part: np.ndarray, band_m: float) -> tuple[float, float]:
     """Nearest and farthest depth of a layer, at most a band around its middle."""
     middle = float(np.median(part))
-    return max(part[0], middle - band_m / 2), min(part[-1], middle + band_m / 2)
+    return max(float(part[0]), middle - band_m / 2), min(float(part[-1]), middle + band_m / 2)
 
 
 def fit_of(view: BoxView, low_m: float, high_m: float) -> Fit:
@@ -100,7 +125,7 @@ def fit_of(view: BoxView, low_m: float, high_m: float) -> Fit:
     slack = max(1, round(SLACK_SHARE * _longer(view.rows, view.columns)))
     near = [slice(max(p.start - slack, 0), p.stop + slack) for p in (view.rows, view.columns)]
     beyond = np.count_nonzero(layer) - np.count_nonzero(layer[near[0], near[1]])
-    return Fit(inside, sides_met(inside), beyond / max(1, np.count_nonzero(inside)))
+    return Fit(sides_met(inside), beyond / max(1, np.count_nonzero(inside)))
 
 
 def sides_met(inside: np.ndarray) -> int:

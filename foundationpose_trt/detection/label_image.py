@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from .box_layers import SIDE_SHARE, BoxView, around, best_layer, layers, sides_met
+from .box_layers import (
+    SIDE_SHARE,
+    BoxView,
+    Window,
+    better_layer,
+    layers,
+    sides_met,
+    window_around,
+)
 from .postprocess import Detections, instance_masks
 from .support_plane import find_support, off_support
 
@@ -66,20 +74,27 @@ def standing_in_box(depth_m: np.ndarray, rows: slice, columns: slice, band_m: fl
     is_ring = not found.any() and bool(((inside > 0) & (off == 0)).any())
     if is_ring:
         return in_band(off, band_m, core_share=1.0)
-    return best_layer(view_of(depth_m, plane, rows, columns), found, band_m)
+    window = window_around(rows, columns, depth_m.shape)
+    view = view_of(depth_m, plane, window)
+    better = better_layer(view, found[:: window.step, :: window.step], band_m)
+    if better is None:
+        return found
+    nearer = _nearer(depth_m, plane, rows, columns)
+    return (nearer >= better[0]) & (nearer <= better[1])
 
 
-def view_of(depth_m: np.ndarray, plane: np.ndarray | None, rows: slice, columns: slice) -> BoxView:
+def view_of(depth_m: np.ndarray, plane: np.ndarray | None, window: Window) -> BoxView:
     """A box with what is around it, without its support (find_support) and what is behind that."""
-    height, width = depth_m.shape
-    whole = around(rows, columns, height), around(columns, rows, width)
-    depth = depth_m[whole[0], whole[1]]
-    if plane is not None:
-        depth = off_support(depth_m, plane, *whole, nearer=True)
-    starts = rows.start - whole[0].start, columns.start - whole[1].start
-    sizes = rows.stop - rows.start, columns.stop - columns.start
-    inner = [slice(start, start + size) for start, size in zip(starts, sizes, strict=True)]
-    return BoxView(np.where(np.isfinite(depth), depth, 0), inner[0], inner[1])
+    depth = _nearer(depth_m, plane, window.rows, window.columns)
+    return BoxView(np.where(np.isfinite(depth), depth, 0), window.box_rows, window.box_columns)
+
+
+def _nearer(
+    depth_m: np.ndarray, plane: np.ndarray | None, rows: slice, columns: slice
+) -> np.ndarray:
+    if plane is None:
+        return depth_m[rows, columns]
+    return off_support(depth_m, plane, rows, columns, nearer=True)
 
 
 def labels_of_masks(

@@ -8,7 +8,7 @@ import numpy as np
 
 RING_SHARE = 0.35  # of the box's longer side: how far around it the plane is looked for
 FEWEST_PX = 50  # with depth around the box
-MOST_PX = 2000  # of a grid over the box and what is around it
+MOST_PX = 2000  # of a grid over the box and what is around it, and about as many of it alone
 TRIALS = 48  # three of a third on one plane are met with 1 - (1 - 1/27)^48 = 0.84, of half 0.998
 PLANE_SHARE = 0.3  # of those pixels, at least, else nothing around the box is one plane
 TOLERANCE_M, TOLERANCE_SHARE = 0.004, 0.006  # of depth: noise of cameras and of a table's surface
@@ -35,7 +35,9 @@ def find_support(depth_m: np.ndarray, rows: slice, columns: slice) -> np.ndarray
     plane = _plane_around(depth_m, rows, columns) if depth_m[rows, columns].size else None
     if plane is None:
         return None
-    nearer = off_support(depth_m, plane, rows, columns, nearer=True) > 0
+    step = max(1, math.isqrt(depth_m[rows, columns].size // MOST_PX))
+    grid = [slice(part.start, part.stop, step) for part in (rows, columns)]
+    nearer = off_support(depth_m, plane, grid[0], grid[1], nearer=True) > 0
     return plane if nearer.mean() >= LEFT_SHARE else None
 
 
@@ -47,7 +49,10 @@ def off_support(
     nearer: also 0 where it is behind the plane.
     """
     depth = depth_m[rows, columns]
-    u, v = (np.arange(part.start, part.stop, dtype=np.float32) for part in (columns, rows))
+    u, v = (
+        np.arange(part.start, part.stop, part.step or 1, dtype=np.float32)
+        for part in (columns, rows)
+    )
     inverse = np.float32(plane[0]) * u + (plane[1] * v + plane[2]).astype(np.float32)[:, None]
     left_out = _is_near(depth, inverse)
     if nearer:
