@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,12 +15,13 @@ import torch
 from oracle_rig import CAMERA, ellipsoid, errors, frame_of, oracle_networks, pose_of
 
 from foundationpose_trt.pose import backends
-from foundationpose_trt.pose.backends import exported, onnx_path, open_engines, plan_path
+from foundationpose_trt.pose.backends import KINDS, exported, onnx_path, open_engines, plan_path
 from foundationpose_trt.pose.estimator import EstimatorSettings, PoseEstimator
 from foundationpose_trt.pose.weights import PRECISIONS, PoseNetworks, load_networks
 from foundationpose_trt.runtime.choice import BackendChoice
 from foundationpose_trt.runtime.onnx_engine import OnnxEngine
 from foundationpose_trt.runtime.torch_engine import TorchEngine
+from foundationpose_trt.tools import build
 
 needs_onnx = pytest.mark.skipif(
     not all(backends.importlib.util.find_spec(name) for name in ('onnx', 'onnxruntime')),
@@ -125,6 +128,54 @@ def test_only_half_refiners_of_tensorrt_8_have_their_attention_in_steps(
     )
     assert onnx_path(typed, kind, choice, backend) == folder / file
     assert plan_path(typed, kind, choice, backend) == folder / backend / f'{kind}.engine'
+
+
+def test_weights_are_compared_with_the_form_that_an_engine_was_built_from(
+    networks, tmp_path, monkeypatch
+):
+    """An engine of the other form, as built by TensorRT 10 or before there were two."""
+    onnx, plan = tmp_path / 'refiner.onnx', tmp_path / 'tensorrt' / 'refiner.engine'
+    onnx.write_bytes(b'')
+    (tmp_path / 'refiner.onnx.json').write_text(json.dumps({'weights': {'sha256': 'others'}}))
+    steps = tmp_path / 'refiner_steps.onnx'
+    assert backends.source_of(plan, steps) is None, 'no manifest tells'
+    built = SimpleNamespace(onnx='/where/it/was/refiner.onnx')
+    monkeypatch.setattr(backends, 'read_manifest', lambda plan: built)
+    assert backends.source_of(plan, steps) == onnx
+    with pytest.raises(ValueError, match='is of other weights than .*: build it again: THUS'):
+        backends.require_same_weights(networks, plan, onnx, 'THUS')
+
+
+@pytest.mark.parametrize('folder', ['engines of mine', None])
+def test_the_command_that_is_advised_builds_what_is_looked_for(networks, tmp_path, folder):
+    choice = BackendChoice(folder=tmp_path / folder if folder else None)
+    told = backends.build_command(networks, choice, 'tensorrt').split('`')[1]
+    program, subject, *words = shlex.split(told)
+    assert (program, subject) == ('foundationpose-trt', 'build')
+    parser = argparse.ArgumentParser()
+    build.add_arguments(parser)
+    options = parser.parse_args(words)
+    same = load_networks(options.weights)
+    assert (options.precision, options.backend) == ('fp32', 'tensorrt')
+    of_command = plan_path(same, 'refiner', BackendChoice(folder=options.out), options.backend)
+    assert of_command == plan_path(networks, 'refiner', choice, 'tensorrt')
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_an_engine_that_is_missing_is_built_by_the_command_for_weights(
+    networks, tmp_path, monkeypatch, kind
+):
+    asked = []
+
+    def missing(plan: Path, *_: object, remedy: str, **__: object) -> None:
+        asked.append((plan.stem, remedy))
+        raise ValueError(remedy)
+
+    monkeypatch.setattr(backends, 'TensorRtEngine', missing)
+    choice = BackendChoice('tensorrt', tmp_path)
+    with pytest.raises(ValueError, match='build --weights'):
+        backends._Plans(networks, choice, 'tensorrt', None)._engine(kind, None)
+    assert asked == [(kind, backends.build_command(networks, choice, 'tensorrt'))]
 
 
 @needs_onnx

@@ -62,6 +62,19 @@ def test_both_layers_of_one_object_stay_with_the_chosen_one():
     assert better_layer(view, in_box(near), BAND_M) is None
 
 
+@pytest.mark.parametrize('gap_m', [0.05, 0.15, 0.3])
+@pytest.mark.parametrize('bumpy', [False, True])
+def test_a_can_in_the_cell_of_a_tray_is_not_what_shows_around_it(gap_m, bumpy):
+    """What surrounds the box is as deep as the object: its layer goes on; the gaps do not."""
+    cell = (V >= 30) & (V < 130) & (U >= 30) & (U < 130) & ~DISC
+    depth = scene((cell, 0.7 + gap_m), table_m=0.7)
+    if bumpy:  # no plane
+        depth = np.where(cell | DISC, depth, depth + 0.03 * np.sin(V / 9) * np.sin(U / 7))
+    found = standing_in_box(depth, ROWS, COLUMNS, BAND_M)
+    assert found[in_box(DISC)].mean() > 0.99
+    assert not (found & in_box(cell)).any() or gap_m < BAND_M / 2
+
+
 def test_where_nothing_else_fits_better_the_choice_stays():
     """The neighbour in a row stands as deep: its layer goes on beyond, and is all there is."""
     row = (V > 35) & (V < 125)

@@ -56,7 +56,7 @@ def test_only_a_gpu_is_made_the_current_one(monkeypatch):
 
 def test_pose_engines_are_built_on_the_gpu_of_the_networks(tmp_path, monkeypatch):
     gpus, file = Gpus(monkeypatch), tmp_path / 'net.onnx'
-    for name in ('plan_path', 'onnx_path', 'exported'):
+    for name in ('plan_path', 'onnx_path', 'exported', 'build_command'):
         monkeypatch.setattr(pose_backends, name, lambda *_: file)
     networks, choice = SimpleNamespace(device=SECOND), BackendChoice('tensorrt', build=True)
     plans = pose_backends._Plans(networks, choice, 'tensorrt', None)

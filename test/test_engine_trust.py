@@ -31,7 +31,7 @@ class Engines:
         monkeypatch.setattr(backends, 'measured_tolerance', self._measure)
         monkeypatch.setattr(engine_manifest, 'record_tolerance', self._record)
 
-    def _open(self, plan: Path, *_: object) -> SimpleNamespace:
+    def _open(self, plan: Path, *_: object, **__: object) -> SimpleNamespace:
         tolerance = self.tolerance.setdefault(plan.stem, dict(self.first))
         manifest = SimpleNamespace(tolerance=tolerance, batches=(1, 8, 64, 126), any_batch=True)
         return SimpleNamespace(plan=plan, manifest=manifest)

@@ -101,15 +101,22 @@ def better_layer(view: BoxView, chosen: np.ndarray, band_m: float) -> tuple[floa
     depths = view.inside_m[chosen & (view.inside_m > 0)]
     if len(depths) == 0:
         return None
-    low, high = np.percentile(depths, [EDGE_PERCENT, 100 - EDGE_PERCENT])
+    low, middle, high = np.percentile(depths, [EDGE_PERCENT, 50, 100 - EDGE_PERCENT])
     own = fit_of(view, low - EDGE_M, high + EDGE_M)
     if own.leak < LEAKING and own.sides > 1:
         return None
     values = np.sort(view.inside_m[view.inside_m > 0], axis=None)
     bounds = [_within(part, band_m) for part in layers(values, LEAST_SHARE)]
-    fits = [fit_of(view, *each).value for each in bounds]
-    best = max(range(len(fits)), key=fits.__getitem__)
-    return bounds[best] if fits[best] > own.value + BETTER_BY else None
+    others = [each for each in bounds if not _shows_behind(view, each, middle)]
+    fits = [(fit_of(view, *each).value, each) for each in others]
+    value, best = max(fits, default=(-1.0, (0.0, 0.0)))
+    return best if value > own.value + BETTER_BY else None
+
+
+def _shows_behind(view: BoxView, bounds_m: tuple[float, float], chosen_m: float) -> bool:
+    """Whether a layer is what shows around an object, at the corners of its box: behind it."""
+    inside = (view.inside_m >= bounds_m[0]) & (view.inside_m <= bounds_m[1])
+    return bounds_m[0] > chosen_m and fills_corners(inside)
 
 
 def _within(part: np.ndarray, band_m: float) -> tuple[float, float]:
@@ -137,6 +144,14 @@ def sides_met(inside: np.ndarray) -> int:
         if len(at):
             met += int(at[0] <= margin) + int(at[-1] >= len(hit) - 1 - margin)
     return met
+
+
+def fills_corners(inside: np.ndarray) -> bool:
+    """Whether pixels (h, w) bool are most of three corners of a box, as of what lies behind."""
+    height, width = (max(round(SIDE_SHARE * side), 1) for side in inside.shape)
+    ends = slice(None, height), slice(-height, None)
+    corners = [inside[rows, side] for rows in ends for side in (slice(width), slice(-width, None))]
+    return sum(corner.mean() > 0.5 for corner in corners) >= 3
 
 
 def layers(values_m: np.ndarray, least_share: float) -> list[np.ndarray]:

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 
 from .box_layers import (
-    SIDE_SHARE,
     BoxView,
     Window,
     better_layer,
+    fills_corners,
     layers,
     sides_met,
     window_around,
@@ -160,14 +160,6 @@ def as_deep_as(part: np.ndarray, depth_m: np.ndarray) -> np.ndarray:
 def reaches_all_sides(inside: np.ndarray) -> bool:
     """Whether pixels (h, w) bool of a box come near each of its sides."""
     return sides_met(inside) == 4
-
-
-def fills_corners(inside: np.ndarray) -> bool:
-    """Whether pixels (h, w) bool are most of three corners of a box, as of what lies behind."""
-    height, width = (max(round(SIDE_SHARE * side), 1) for side in inside.shape)
-    ends = slice(None, height), slice(-height, None)
-    corners = [inside[rows, side] for rows in ends for side in (slice(width), slice(-width, None))]
-    return sum(corner.mean() > 0.5 for corner in corners) >= 3
 
 
 def in_band(depth_m: np.ndarray, band_m: float, core_share: float = CORE_SHARE) -> np.ndarray:

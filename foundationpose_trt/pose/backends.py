@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import shlex
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,13 @@ from ..datatypes import require
 from ..runtime.build import DEFAULT_BATCHES, BuildOptions, current, ensure_engine
 from ..runtime.choice import BackendChoice, default_folder, fitting_tensorrt, require_serves
 from ..runtime.engine import Engine
-from ..runtime.engine_manifest import Platform, check_engine, keep_tolerance, sha256_of
+from ..runtime.engine_manifest import (
+    Platform,
+    check_engine,
+    keep_tolerance,
+    read_manifest,
+    sha256_of,
+)
 from ..runtime.onnx_engine import OnnxEngine
 from ..runtime.specs import BATCH, TensorSpec, normalized
 from ..runtime.tensorrt_api import installed, load_api
@@ -122,28 +130,49 @@ def _automatic_on_cuda(networks: PoseNetworks, choice: BackendChoice) -> tuple[s
         return [plan_path(networks, kind, choice, backend) for kind in KINDS]
 
     def check(plan: Path, platform: Platform) -> None:
-        check_engine(plan, platform)
-        # plan_path() names engines and puts each backend's into a folder of its own
-        onnx = onnx_path(networks, plan.stem, choice, platform.backend)
-        require_same_weights(networks, plan.stem, onnx, plan)
+        remedy = build_command(networks, choice, platform.backend)
+        check_engine(plan, platform, remedy=remedy)
+        # plan_path() names engines and puts each back end's into a folder of its own
+        expected = onnx_path(networks, plan.stem, choice, platform.backend)
+        require_same_weights(networks, plan, source_of(plan, expected), remedy)
 
     may_build = choice.build and is_exportable(networks)
     backend, reason = fitting_tensorrt(plans_of, networks.device, may_build, check)
     return backend or 'torch', reason
 
 
-def require_same_weights(networks: PoseNetworks, kind: str, onnx: Path, plan: Path) -> None:
-    """Raise ValueError where the exported file, which an engine is built from, is of others.
+def require_same_weights(
+    networks: PoseNetworks, plan: Path, onnx: Path | None, remedy: str
+) -> None:
+    """Raise ValueError where the exported file, which an engine was built from, is of others.
 
     Where that file or the weights' own are gone, nothing can be told and nothing is raised.
     """
-    told, own = exported_weights(onnx), weights_sha256(networks, kind)
+    told = None if onnx is None else exported_weights(onnx)
+    own = weights_sha256(networks, plan.stem)
     require(
         told is None or own is None or told == own,
-        f'{plan} is of other weights than {networks.source}, of the same name: build it again with'
-        f' build_engines:=true, or `foundationpose-trt build --weights {networks.source}'
-        f' --precision {_precision(networks)}`',
+        f'{plan} is of other weights than {networks.source}, of the same name: build it again:'
+        f' {remedy}',
     )
+
+
+def source_of(plan: Path, expected: Path) -> Path | None:
+    """Return the exported file that an engine was built from; None where it is gone.
+
+    expected: where it would be today (onnx_path); of another form it lies beside that.
+    """
+    with suppress(ValueError):  # without a manifest: opening the engine tells
+        expected = expected.with_name(Path(read_manifest(plan).onnx).name)
+    return expected if expected.is_file() else None
+
+
+def build_command(networks: PoseNetworks, choice: BackendChoice, backend: str) -> str:
+    """How the engines of a weight set are built, so that they are found."""
+    words = ['foundationpose-trt', 'build', '--weights', str(networks.source or networks.name)]
+    words += ['--precision', _precision(networks), '--backend', backend]
+    words += [] if choice.folder is None else ['--out', str(choice.folder)]
+    return f'`{shlex.join(words)}`, or start the node with build_engines:=true'
 
 
 def weights_sha256(networks: PoseNetworks, kind: str) -> str | None:
@@ -245,16 +274,17 @@ class _Plans:
 
     def _engine(self, kind: str, workspace: Workspace) -> TensorRtEngine:
         plan = self._plan(kind)
-        onnx = onnx_path(self.networks, kind, self.choice, self.backend)
+        remedy = build_command(self.networks, self.choice, self.backend)
+        expected = onnx_path(self.networks, kind, self.choice, self.backend)
+        source = source_of(plan, expected)
         if self.choice.build:
-            onnx = exported(self.networks, kind, self.choice, self.backend)
+            source = exported(self.networks, kind, self.choice, self.backend)
             options = BuildOptions(backend=self.backend, batches=self.choice.batches)
             with current(self.networks.device):
-                ensure_engine(onnx, plan, options, self._reporter(kind))
+                ensure_engine(source, plan, options, self._reporter(kind))
         else:  # of a file just exported nothing has to be asked
-            require_same_weights(self.networks, kind, onnx, plan)
-        source = onnx if onnx.is_file() else None
-        return TensorRtEngine(plan, self.networks.device, source, workspace)
+            require_same_weights(self.networks, plan, source, remedy)
+        return TensorRtEngine(plan, self.networks.device, source, workspace, remedy=remedy)
 
     def _plan(self, kind: str) -> Path:
         return plan_path(self.networks, kind, self.choice, self.backend)

@@ -8,6 +8,7 @@ import itertools
 import json
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tqdm import tqdm
 
 from ..datatypes import require
 from .demo_processes import Nodes, running_nodes
+from .demo_recording import DemoFailed
 
 WIDTHS = {480: 640}  # others are 16:9
 RATE_HZ = 30.0
@@ -78,11 +80,13 @@ def measure(case: Case, compute_ms: float, frames: int) -> dict[str, Any]:
         output = Path(folder) / 'overhead.json'
         camera = {'width': case.width, 'height': case.height, 'rate_hz': RATE_HZ}
         nodes.start('pattern_camera_node', {**camera, 'objects': case.objects})
+        others = ['pattern_camera_node']
         if case.viewed:
             nodes.start('slow_viewer_node', {})
+            others.append('slow_viewer_node')
         words = [str(output), f'{compute_ms:g}', str(frames), case.executor]
         nodes.start('overhead_node', tracker_parameters(case), words)
-        wait(nodes, frames / RATE_HZ + START_S)
+        wait(nodes, others, frames / RATE_HZ + START_S)
         content = json.loads(output.read_text(encoding='utf-8'))
     p50, p90, p99 = np.percentile(content['overhead_ms'], [50, 90, 99])
     return {
@@ -106,10 +110,15 @@ def tracker_parameters(case: Case) -> dict[str, Any]:
     return parameters
 
 
-def wait(nodes: Nodes, seconds: float) -> None:
-    """Wait for the tracker's end; raises DemoFailed, or TimeoutError with its last words."""
+def wait(nodes: Nodes, others: Sequence[str], seconds: float) -> None:
+    """Wait for the tracker's end; raises DemoFailed, or TimeoutError with its last words.
+
+    others: without whom nothing is measured: their end is a failure.
+    """
     end_s = time.monotonic() + seconds
     while not nodes.ended('overhead_node'):
+        if gone := [name for name in others if nodes.ended(name)]:
+            raise DemoFailed(f'{gone[0]} ended; it said:\n{nodes.last_lines(gone[0])}')
         if time.monotonic() > end_s:
             last = nodes.last_lines('overhead_node')
             raise TimeoutError(f'overhead_node did not end in {seconds:.0f} s; it said:\n{last}')
