@@ -56,10 +56,12 @@ class PatternCameraNode(Node):
         )
         rgb = np.arange(p.height * p.width * 3, dtype=np.uint32).astype(np.uint8)
         labels = 1 + np.arange(p.width) * p.objects // p.width
-        messages = {  # a detector's mask comes after the image that it is of
-            'camera_info': conversions.camera_info_message(camera, header),
+        # camera_info after its image, as image_transport's CameraPublisher sends them, and a mask
+        # after the image that it is of, as a detector does
+        messages = {
             'depth': _image(np.full((p.height, p.width), DEPTH_MM), 'u2', '16UC1'),
             'image': _image(rgb.reshape(p.height, p.width, 3), 'u1', 'rgb8'),
+            'camera_info': conversions.camera_info_message(camera, header),
             'segmentation': _image(np.tile(labels, (p.height, 1)), 'u1', 'mono8'),
         }
         self._sent = [
