@@ -264,6 +264,13 @@ class Rig(Bench):
         for topic in [*(['segmentation'] if mask else []), 'depth', 'image']:
             self.send(topic, stamp_ns)
 
+    def hold_in_registration(self, stamp_ns):
+        """Send a first frame and return while the worker is held in its registration."""
+        self.send('camera_info', stamp_ns)
+        self.group.hold = True
+        self.frame(stamp_ns, mask=True)
+        self.until(lambda: self.group.seen)
+
     def outcomes(self):
         return self.values('outcome')
 

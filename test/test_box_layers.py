@@ -10,8 +10,8 @@ from foundationpose_trt.detection.box_layers import (
     BoxView,
     better_layer,
     fit_of,
+    grid_of_view,
     sides_met,
-    window_around,
 )
 from foundationpose_trt.detection.label_image import standing_in_box
 
@@ -127,11 +127,11 @@ def test_a_leak_is_what_lies_beyond_over_what_lies_within():
 def test_a_window_stays_in_the_image(part, expected, within, turned):
     """15 % of the longer side on either side: of 133 pixels, 20."""
     box = (part, slice(20, 153))
-    window = window_around(*(reversed(box) if turned else box), (SIZE, SIZE))
-    rows, box_rows = window.rows, window.box_rows
+    grid = grid_of_view(*(reversed(box) if turned else box), (SIZE, SIZE))
+    rows, box_rows = grid.rows, grid.box_rows
     if turned:
-        rows, box_rows = window.columns, window.box_columns
-    assert window.step == rows.step == 1
+        rows, box_rows = grid.columns, grid.box_columns
+    assert grid.step == rows.step == 1
     assert (rows.start, rows.stop) == (expected.start, expected.stop) and box_rows == within
 
 
@@ -145,11 +145,11 @@ def test_a_window_stays_in_the_image(part, expected, within, turned):
 )
 def test_a_grid_of_a_large_box_has_its_pixels_where_it_says(box):
     size = (1080, 1920)
-    window = window_around(*box, size)
-    at = np.stack(np.indices(size))[:, window.rows, window.columns]
-    assert window.step > 1 and at[0].size < 1.1 * MOST_PX
-    own = at[:, window.box_rows, window.box_columns]
-    alone = np.stack(np.indices(size))[:, box[0], box[1]][:, :: window.step, :: window.step]
+    grid = grid_of_view(*box, size)
+    at = np.stack(np.indices(size))[:, grid.rows, grid.columns]
+    assert grid.step > 1 and at[0].size < 1.1 * MOST_PX
+    own = at[:, grid.box_rows, grid.box_columns]
+    alone = np.stack(np.indices(size))[:, box[0], box[1]][(slice(None), *grid.within(*box))]
     np.testing.assert_array_equal(own, alone)
 
 

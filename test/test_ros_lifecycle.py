@@ -90,10 +90,7 @@ def test_deactivate_stops_the_intake_and_activate_begins_anew(make_rig):
 
 def test_deactivate_waits_for_the_frame_in_work_and_does_not_publish_it(make_rig):
     rig = make_rig()
-    rig.send('camera_info', START_NS)
-    rig.group.hold = True
-    rig.frame(START_NS, mask=True)
-    rig.until(lambda: rig.group.seen)
+    rig.hold_in_registration(START_NS)
     threading.Timer(0.5, rig.group.permits.release).start()
     assert change(rig, Transition.TRANSITION_DEACTIVATE)
     assert not rig.node._worker._thread.is_alive()
@@ -189,10 +186,7 @@ def test_a_gpu_that_is_full_is_a_refusal_and_no_bug(make_rig):
 def test_a_frame_that_outlasts_deactivate_says_nothing_in_the_next_run(make_rig, monkeypatch):
     monkeypatch.setattr(image_node, 'END_S', 0.3)
     rig = make_rig()
-    rig.send('camera_info', START_NS)
-    rig.group.hold = True
-    rig.frame(START_NS, mask=True)
-    rig.until(lambda: rig.group.seen)
+    rig.hold_in_registration(START_NS)
     assert not change(rig, Transition.TRANSITION_DEACTIVATE)
     assert state(rig) in (State.PRIMARY_STATE_UNCONFIGURED, State.PRIMARY_STATE_FINALIZED)
     rig.group.permits.release(5)

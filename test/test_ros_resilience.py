@@ -120,10 +120,7 @@ def test_after_a_registration_that_outlasts_deactivate_nothing_more_is_said(make
 def test_what_was_waited_for_in_vain_is_not_waited_for_again(make_rig, monkeypatch):
     monkeypatch.setattr(image_node, 'END_S', 1.0)
     rig = make_rig()
-    rig.send('camera_info', START_NS)
-    rig.group.hold = True
-    rig.frame(START_NS, mask=True)
-    rig.until(lambda: rig.group.seen)
+    rig.hold_in_registration(START_NS)
     start_s = time.monotonic()
     assert not change(rig, Transition.TRANSITION_DEACTIVATE)
     assert time.monotonic() - start_s < 1.9, 'by on_deactivate, and not by on_error'

@@ -20,10 +20,7 @@ START_NS = 1_700_000_000_000_000_000
 def registering(make_rig, **parameters):
     """A rig whose worker is held in the registration of a frame."""
     rig = make_rig(**parameters)
-    rig.send('camera_info', START_NS)
-    rig.group.hold = True
-    rig.frame(START_NS, mask=True)
-    rig.until(lambda: rig.group.seen)
+    rig.hold_in_registration(START_NS)
     return rig
 
 

@@ -166,10 +166,7 @@ def test_a_frame_passed_over_without_its_mask_counts_once_when_it_comes_back_wit
 
 def test_after_registering_no_frame_older_than_the_pose_is_tracked(make_rig):
     rig = make_rig()
-    rig.send('camera_info', START_NS)
-    rig.group.hold = True
-    rig.frame(START_NS, mask=True)
-    rig.until(lambda: len(rig.group.seen) == 1)
+    rig.hold_in_registration(START_NS)
     rig.frame(START_NS + 33 * MS, mask=True)  # waits, and is preferred to those without
     rig.frame(START_NS + 66 * MS)
     rig.group.permits.release(5)

@@ -7,13 +7,17 @@ import pytest
 
 from foundationpose_trt.detection.label_image import label_image, standing_in_box
 from foundationpose_trt.detection.postprocess import Detections
-from foundationpose_trt.detection.support_plane import without_support
+from foundationpose_trt.detection.support_plane import find_support, off_support
 
 HEIGHT, WIDTH, FOCAL_PX, BAND_M = 240, 320, 300.0, 0.15
 ROWS, COLUMNS = slice(90, 150), slice(120, 200)
 ON_IT = slice(100, 140), slice(130, 190)
 TIGHT = slice(97, 143), slice(126, 194)  # as detectors draw them
 TABLE = (0.1, -0.6, -0.8, 0.6)  # normal and distance: seen from above, 0.5 to 1.2 m away
+
+
+def without_support(depth_m: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
+    return off_support(depth_m, find_support(depth_m, rows, columns), rows, columns)
 
 
 def plane_depth_m(normal_x: float, normal_y: float, normal_z: float, off_m: float) -> np.ndarray:

@@ -6,10 +6,11 @@ middle as well, but goes on beyond the box; so does what lies behind.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
+
+from .box_grid import BoxGrid, grid_around, longer_side
 
 GAP_M = 0.02  # between layers of depth
 FLYING_SHARE = 0.005  # of the pixels: fewer, over half a gap, lie between surfaces
@@ -58,37 +59,10 @@ class Fit:
         return self.sides / 4 - min(1.0, self.leak)
 
 
-@dataclass(frozen=True)
-class Window:
-    """A grid of rows and columns over a box and what is around it.
-
-    rows, columns: of an image, step pixels apart; the box's first ones are among them.
-    box_rows, box_columns: where the box is in the grid.
-    """
-
-    rows: slice
-    columns: slice
-    box_rows: slice
-    box_columns: slice
-    step: int
-
-
-def window_around(rows: slice, columns: slice, size: tuple[int, int]) -> Window:
-    """Return the window around a box (rows, columns) of an image of a size (height, width)."""
-    sides = rows.stop - rows.start, columns.stop - columns.start
-    reach = max(3, round(AROUND_SHARE * max(sides)))
-    area = (sides[0] + 2 * reach) * (sides[1] + 2 * reach)
-    step = max(1, math.ceil(math.sqrt(area / MOST_PX)))
-    grids, boxes = [], []
-    for part, limit in zip((rows, columns), size, strict=True):
-        before = min(reach, part.start) // step
-        grids.append(slice(part.start - before * step, min(part.stop + reach, limit), step))
-        boxes.append(slice(before, before - (part.start - part.stop) // step))
-    return Window(grids[0], grids[1], boxes[0], boxes[1], step)
-
-
-def _longer(part: slice, other: slice) -> int:
-    return max(part.stop - part.start, other.stop - other.start)
+def grid_of_view(rows: slice, columns: slice, size: tuple[int, ...]) -> BoxGrid:
+    """Where a view of a box looks in an image of a size (height, width)."""
+    reach = max(3, round(AROUND_SHARE * longer_side(rows, columns)))
+    return grid_around(rows, columns, size, reach, MOST_PX)
 
 
 def better_layer(view: BoxView, chosen: np.ndarray, band_m: float) -> tuple[float, float] | None:
@@ -129,7 +103,7 @@ def fit_of(view: BoxView, low_m: float, high_m: float) -> Fit:
     """How the box fits the layer between two depths."""
     layer = (view.depth_m >= low_m) & (view.depth_m <= high_m)
     inside = layer[view.rows, view.columns]
-    slack = max(1, round(SLACK_SHARE * _longer(view.rows, view.columns)))
+    slack = max(1, round(SLACK_SHARE * longer_side(view.rows, view.columns)))
     near = [slice(max(p.start - slack, 0), p.stop + slack) for p in (view.rows, view.columns)]
     beyond = np.count_nonzero(layer) - np.count_nonzero(layer[near[0], near[1]])
     return Fit(sides_met(inside), beyond / max(1, np.count_nonzero(inside)))

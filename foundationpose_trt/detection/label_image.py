@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from .box_grid import BoxGrid
 from .box_layers import (
     BoxView,
-    Window,
     better_layer,
     fills_corners,
+    grid_of_view,
     layers,
     sides_met,
-    window_around,
 )
 from .postprocess import Detections, instance_masks
 from .support_plane import find_support, off_support
@@ -66,7 +66,7 @@ def standing_in_box(depth_m: np.ndarray, rows: slice, columns: slice, band_m: fl
     sides it is not the object, which then is of that plane: a book, one of a row of cartons.
     """
     inside, plane = depth_m[rows, columns], find_support(depth_m, rows, columns)
-    off = inside if plane is None else off_support(depth_m, plane, rows, columns)
+    off = off_support(depth_m, plane, rows, columns)
     if not reaches_all_sides(off > 0):
         return in_band(inside, band_m)
     found = in_band(off, band_m)
@@ -74,27 +74,19 @@ def standing_in_box(depth_m: np.ndarray, rows: slice, columns: slice, band_m: fl
     is_ring = not found.any() and bool(((inside > 0) & (off == 0)).any())
     if is_ring:
         return in_band(off, band_m, core_share=1.0)
-    window = window_around(rows, columns, depth_m.shape)
-    view = view_of(depth_m, plane, window)
-    better = better_layer(view, found[:: window.step, :: window.step], band_m)
+    grid = grid_of_view(rows, columns, depth_m.shape)
+    view = view_of(depth_m, plane, grid)
+    better = better_layer(view, found[grid.within(rows, columns)], band_m)
     if better is None:
         return found
-    nearer = _nearer(depth_m, plane, rows, columns)
+    nearer = off_support(depth_m, plane, rows, columns, nearer=True)
     return (nearer >= better[0]) & (nearer <= better[1])
 
 
-def view_of(depth_m: np.ndarray, plane: np.ndarray | None, window: Window) -> BoxView:
+def view_of(depth_m: np.ndarray, plane: np.ndarray | None, grid: BoxGrid) -> BoxView:
     """A box with what is around it, without its support (find_support) and what is behind that."""
-    depth = _nearer(depth_m, plane, window.rows, window.columns)
-    return BoxView(np.where(np.isfinite(depth), depth, 0), window.box_rows, window.box_columns)
-
-
-def _nearer(
-    depth_m: np.ndarray, plane: np.ndarray | None, rows: slice, columns: slice
-) -> np.ndarray:
-    if plane is None:
-        return depth_m[rows, columns]
-    return off_support(depth_m, plane, rows, columns, nearer=True)
+    depth = off_support(depth_m, plane, grid.rows, grid.columns, nearer=True)
+    return BoxView(np.where(np.isfinite(depth), depth, 0), grid.box_rows, grid.box_columns)
 
 
 def labels_of_masks(

@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 
+from .box_grid import grid_around, longer_side
+
 RING_SHARE = 0.35  # of the box's longer side: how far around it the plane is looked for
 FEWEST_PX = 50  # with depth around the box
 MOST_PX = 2000  # of a grid over the box and what is around it, and about as many of it alone
@@ -13,15 +15,6 @@ TRIALS = 48  # three of a third on one plane are met with 1 - (1 - 1/27)^48 = 0.
 PLANE_SHARE = 0.3  # of those pixels, at least, else nothing around the box is one plane
 TOLERANCE_M, TOLERANCE_SHARE = 0.004, 0.006  # of depth: noise of cameras and of a table's surface
 LEFT_SHARE = 0.1  # of the box's pixels, nearer than the plane: else it carries no object
-
-
-def without_support(depth_m: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
-    """Return the depth (h, w) of a box, 0 where it is of the plane around the box.
-
-    depth_m: (H, W) metres, 0 or not finite = invalid. Unchanged where there is no such plane.
-    """
-    plane = find_support(depth_m, rows, columns)
-    return depth_m[rows, columns] if plane is None else off_support(depth_m, plane, rows, columns)
 
 
 def find_support(depth_m: np.ndarray, rows: slice, columns: slice) -> np.ndarray | None:
@@ -32,23 +25,30 @@ def find_support(depth_m: np.ndarray, rows: slice, columns: slice) -> np.ndarray
     Intrinsics are not needed: over the pixels of any pinhole camera the inverse depth of a plane
     is linear.
     """
-    plane = _plane_around(depth_m, rows, columns) if depth_m[rows, columns].size else None
+    size = depth_m[rows, columns].size
+    plane = _plane_around(depth_m, rows, columns) if size else None
     if plane is None:
         return None
-    step = max(1, math.isqrt(depth_m[rows, columns].size // MOST_PX))
+    step = max(1, math.isqrt(size // MOST_PX))
     grid = [slice(part.start, part.stop, step) for part in (rows, columns)]
     nearer = off_support(depth_m, plane, grid[0], grid[1], nearer=True) > 0
     return plane if nearer.mean() >= LEFT_SHARE else None
 
 
 def off_support(
-    depth_m: np.ndarray, plane: np.ndarray, rows: slice, columns: slice, nearer: bool = False
+    depth_m: np.ndarray,
+    plane: np.ndarray | None,
+    rows: slice,
+    columns: slice,
+    nearer: bool = False,
 ) -> np.ndarray:
     """Return the depth (h, w) of some rows and columns, 0 where it is the plane's (find_support).
 
-    nearer: also 0 where it is behind the plane.
+    nearer: also 0 where it is behind the plane. All of it where there is no plane.
     """
     depth = depth_m[rows, columns]
+    if plane is None:
+        return depth
     u, v = (
         np.arange(part.start, part.stop, part.step or 1, dtype=np.float32)
         for part in (columns, rows)
@@ -92,17 +92,11 @@ def _ring(depth_m: np.ndarray, rows: slice, columns: slice) -> tuple[np.ndarray,
 
     The grid is as wide as leaves MOST_PX of them, whatever the size of the image.
     """
-    margin = round(RING_SHARE * max(rows.stop - rows.start, columns.stop - columns.start))
-    grid, places = [], []
-    outside = np.prod([part.stop - part.start + 2 * margin for part in (rows, columns)])
-    step = max(1, math.ceil(math.sqrt(outside / MOST_PX)))
-    for part in (rows, columns):
-        first = max(part.start - margin, 0)
-        grid.append(slice(first, part.stop + margin, step))
-        places.append(slice(-((first - part.start) // step), -((first - part.stop) // step)))
-    around = depth_m[grid[0], grid[1]]
+    reach = round(RING_SHARE * longer_side(rows, columns))
+    grid = grid_around(rows, columns, depth_m.shape, reach, MOST_PX)
+    around = depth_m[grid.rows, grid.columns]
     valid = (around > 0) & np.isfinite(around)
-    valid[places[0], places[1]] = False
+    valid[grid.box_rows, grid.box_columns] = False
     v, u = np.nonzero(valid)
-    at = [grid[1].start + step * u, grid[0].start + step * v, np.ones_like(u)]
+    at = [grid.columns.start + grid.step * u, grid.rows.start + grid.step * v, np.ones_like(u)]
     return np.stack(at, 1).astype(np.float64), around[valid].astype(np.float64)

@@ -275,14 +275,15 @@ class _Plans:
     def _engine(self, kind: str, workspace: Workspace) -> TensorRtEngine:
         plan = self._plan(kind)
         remedy = build_command(self.networks, self.choice, self.backend)
-        expected = onnx_path(self.networks, kind, self.choice, self.backend)
-        source = source_of(plan, expected)
+        source: Path | None
         if self.choice.build:
-            source = exported(self.networks, kind, self.choice, self.backend)
+            source = onnx = exported(self.networks, kind, self.choice, self.backend)
             options = BuildOptions(backend=self.backend, batches=self.choice.batches)
             with current(self.networks.device):
-                ensure_engine(source, plan, options, self._reporter(kind))
+                ensure_engine(onnx, plan, options, self._reporter(kind))
         else:  # of a file just exported nothing has to be asked
+            expected = onnx_path(self.networks, kind, self.choice, self.backend)
+            source = source_of(plan, expected)
             require_same_weights(self.networks, plan, source, remedy)
         return TensorRtEngine(plan, self.networks.device, source, workspace, remedy=remedy)
 

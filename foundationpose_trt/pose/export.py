@@ -67,7 +67,7 @@ def typed_network(
         attention in forms,
         f'attention of the {kind} is "{attention}", must be {" or ".join(forms)}',
     )
-    forms_of: dict[str, Callable[..., nn.Module]] = {
+    make: dict[str, Callable[..., nn.Module]] = {
         'refiner': partial(TypedRefiner, in_steps=attention != FUSED),
         'scorer': TypedScorer,
         'extractor': TypedExtractor,
@@ -76,7 +76,7 @@ def typed_network(
     network.requires_grad_(False).eval().to('cpu', torch.float32)
     fold_batch_norm(network)
     network.to(memory_format=torch.contiguous_format)
-    return forms_of[kind](network, PRECISIONS[precision]).eval().requires_grad_(False)
+    return make[kind](network, PRECISIONS[precision]).eval().requires_grad_(False)
 
 
 def onnx_model(
