@@ -194,8 +194,8 @@ def _precision(networks: PoseNetworks) -> str:
 def attention_form(networks: PoseNetworks, kind: str, backend: str) -> str:
     """How the attention of a network is exported for a back end (export.ATTENTIONS).
 
-    In steps where the fused one is the slower: in the refiner, in half, of TensorRT 8.6. Its
-    extractor in steps took more than 400 s to build, and was not built to the end.
+    In steps where the fused one is the slower: in the refiner, in half, of TensorRT 8.6, where
+    the build of an extractor in steps came to no end.
     """
     may = kind == 'refiner' and _precision(networks) == 'fp16' and backend == 'tensorrt'
     return STEPS if may and installed(backend) and load_api(backend).weakly_typed else FUSED
