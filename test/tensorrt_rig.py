@@ -92,6 +92,11 @@ class Mode(enum.Enum):
     OUTPUT = 2
 
 
+class Format(enum.Enum):
+    LINEAR = 0
+    HWC8 = 2
+
+
 class Tensor:
     def __init__(self, name: str, shape: tuple[int, ...], dtype: DataType) -> None:
         self.name, self.shape, self.dtype = name, shape, dtype
@@ -282,6 +287,9 @@ class Engine:
 
     def get_tensor_dtype(self, name: str) -> DataType:
         return DataType.FLOAT
+
+    def get_tensor_format(self, name: str) -> Format:
+        return Format.LINEAR
 
 
 class Stub(types.ModuleType):

@@ -15,8 +15,9 @@ import torch
 from oracle_rig import CAMERA, ellipsoid, errors, frame_of, oracle_networks, pose_of
 
 from foundationpose_trt.pose import backends
-from foundationpose_trt.pose.backends import KINDS, exported, onnx_path, open_engines, plan_path
+from foundationpose_trt.pose.backends import exported, onnx_path, open_engines, plan_path
 from foundationpose_trt.pose.estimator import EstimatorSettings, PoseEstimator
+from foundationpose_trt.pose.export import TRUNKS
 from foundationpose_trt.pose.weights import PRECISIONS, PoseNetworks, load_networks
 from foundationpose_trt.runtime.choice import BackendChoice
 from foundationpose_trt.runtime.onnx_engine import OnnxEngine
@@ -101,26 +102,35 @@ def test_files_are_told_apart_by_set_precision_and_back_end(networks, tmp_path, 
     assert default.is_relative_to(tmp_path / 'cache' / 'foundationpose_trt')
 
 
-def installed_as(monkeypatch: pytest.MonkeyPatch, weakly_typed: bool) -> None:
+def installed_as(
+    monkeypatch: pytest.MonkeyPatch,
+    weakly_typed: bool,
+    capability: tuple[int, int] | None = (9, 0),
+) -> None:
     api = SimpleNamespace(weakly_typed=weakly_typed)
     monkeypatch.setattr(backends, 'installed', lambda backend: True)
     monkeypatch.setattr(backends, 'load_api', lambda backend: api)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: capability is not None)
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device=None: capability)
 
 
 @pytest.mark.parametrize(
-    ('where', 'weakly_typed', 'file'),
+    ('where', 'weakly_typed', 'capability', 'file'),
     [
-        (('refiner', 'fp16', 'tensorrt'), True, 'refiner_steps.onnx'),
-        (('refiner', 'fp16', 'tensorrt'), False, 'refiner.onnx'),
-        (('refiner', 'fp16', 'tensorrt_rtx'), True, 'refiner.onnx'),
-        (('refiner', 'fp32', 'tensorrt'), True, 'refiner.onnx'),
-        (('extractor', 'fp16', 'tensorrt'), True, 'extractor.onnx'),
+        (('refiner_trunk', 'fp16', 'tensorrt'), True, (9, 0), 'refiner_trunk_apart.onnx'),
+        (('extractor_trunk', 'fp16', 'tensorrt'), True, (9, 0), 'extractor_trunk_apart.onnx'),
+        (('refiner_trunk', 'fp16', 'tensorrt'), False, (9, 0), 'refiner_trunk.onnx'),
+        (('refiner_trunk', 'fp16', 'tensorrt'), True, (8, 9), 'refiner_trunk.onnx'),
+        (('refiner_trunk', 'fp16', 'tensorrt'), True, None, 'refiner_trunk.onnx'),
+        (('refiner_trunk', 'fp16', 'tensorrt_rtx'), True, (9, 0), 'refiner_trunk.onnx'),
+        (('refiner_trunk', 'fp32', 'tensorrt'), True, (9, 0), 'refiner_trunk.onnx'),
+        (('refiner', 'fp16', 'onnxruntime'), True, (9, 0), 'refiner.onnx'),
     ],
 )
-def test_only_half_refiners_of_tensorrt_8_have_their_attention_in_steps(
-    networks, monkeypatch, where, weakly_typed, file
+def test_only_half_trunks_of_tensorrt_8_on_an_h100_have_their_sums_apart(
+    networks, monkeypatch, where, weakly_typed, capability, file
 ):
-    installed_as(monkeypatch, weakly_typed)
+    installed_as(monkeypatch, weakly_typed, capability)
     (kind, precision, backend), choice = where, BackendChoice(folder=Path('x'))
     typed, folder = (
         replace(networks, dtype=PRECISIONS[precision]),
@@ -134,14 +144,16 @@ def test_weights_are_compared_with_the_form_that_an_engine_was_built_from(
     networks, tmp_path, monkeypatch
 ):
     """An engine of the other form, as built by TensorRT 10 or before there were two."""
-    onnx, plan = tmp_path / 'refiner.onnx', tmp_path / 'tensorrt' / 'refiner.engine'
+    onnx, plan = tmp_path / 'refiner_trunk.onnx', tmp_path / 'tensorrt' / 'refiner_trunk.engine'
     onnx.write_bytes(b'')
-    (tmp_path / 'refiner.onnx.json').write_text(json.dumps({'weights': {'sha256': 'others'}}))
-    steps = tmp_path / 'refiner_steps.onnx'
-    assert backends.source_of(plan, steps) is None, 'no manifest tells'
-    built = SimpleNamespace(onnx='/where/it/was/refiner.onnx')
+    (tmp_path / 'refiner_trunk.onnx.json').write_text(
+        json.dumps({'weights': {'sha256': 'others'}})
+    )
+    apart = tmp_path / 'refiner_trunk_apart.onnx'
+    assert backends.source_of(plan, apart) is None, 'no manifest tells'
+    built = SimpleNamespace(onnx='/where/it/was/refiner_trunk.onnx')
     monkeypatch.setattr(backends, 'read_manifest', lambda plan: built)
-    assert backends.source_of(plan, steps) == onnx
+    assert backends.source_of(plan, apart) == onnx
     with pytest.raises(ValueError, match='is of other weights than .*: build it again: THUS'):
         backends.require_same_weights(networks, plan, onnx, 'THUS')
 
@@ -161,7 +173,7 @@ def test_the_command_that_is_advised_builds_what_is_looked_for(networks, tmp_pat
     assert of_command == plan_path(networks, 'refiner', choice, 'tensorrt')
 
 
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('kind', TRUNKS)
 def test_an_engine_that_is_missing_is_built_by_the_command_for_weights(
     networks, tmp_path, monkeypatch, kind
 ):
@@ -179,14 +191,14 @@ def test_an_engine_that_is_missing_is_built_by_the_command_for_weights(
 
 
 @needs_onnx
-def test_both_forms_of_a_refiner_stand_side_by_side(networks, tmp_path, monkeypatch):
+def test_both_forms_of_a_trunk_stand_side_by_side(networks, tmp_path, monkeypatch):
     half, choice = replace(networks, dtype=torch.float16), BackendChoice(folder=tmp_path)
     installed_as(monkeypatch, True)
-    for backend, form in (('tensorrt', 'steps'), ('tensorrt_rtx', 'fused')) * 2:
-        path = exported(half, 'refiner', choice, backend)
-        assert json.loads(path.with_name(f'{path.name}.json').read_text())['attention'] == form
+    for backend, form in (('tensorrt', 'apart'), ('tensorrt_rtx', 'fused')) * 2:
+        path = exported(half, 'refiner_trunk', choice, backend)
+        assert json.loads(path.with_name(f'{path.name}.json').read_text())['residuals'] == form
     assert sorted(file.name for file in (tmp_path / 'small_fp16').glob('*.onnx')) == [
-        'refiner.onnx', 'refiner_steps.onnx',
+        'refiner_trunk.onnx', 'refiner_trunk_apart.onnx',
     ]  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from foundationpose_trt.runtime.choice import BackendChoice
 
 RIGHT, WRONG = {'trans': 0.02, 'rot': 0.03}, {'trans': 0.02, 'rot': 0.9}
 RENDERED = 'rendered_crops_relative'
+BOTH = ['refiner_trunk', 'extractor_trunk']
 
 
 class Engines:
@@ -34,10 +35,13 @@ class Engines:
     def _open(self, plan: Path, *_: object, **__: object) -> SimpleNamespace:
         tolerance = self.tolerance.setdefault(plan.stem, dict(self.first))
         manifest = SimpleNamespace(tolerance=tolerance, batches=(1, 8, 64, 126), any_batch=True)
-        return SimpleNamespace(plan=plan, manifest=manifest)
+        return SimpleNamespace(
+            name=plan.name, plan=plan, manifest=manifest, inputs=(), outputs=(), device=None,
+            graphable=True, warm_up_runs=1,
+        )  # fmt: skip
 
     def _measure(self, engine: SimpleNamespace, *_: object) -> dict[str, dict[str, float]]:
-        self.compared.append(engine.plan.stem)
+        self.compared.append(engine.first.plan.stem)
         return {'random_crops_relative': RIGHT, RENDERED: self.found}
 
     def _record(self, plan: Path, found: dict[str, object]) -> None:
@@ -60,7 +64,7 @@ def test_an_engine_is_compared_once(networks, choice, monkeypatch):
     engines = Engines(monkeypatch)
     for _ in range(3):
         open_engines(networks, choice)
-    assert engines.compared == ['refiner', 'extractor']
+    assert engines.compared == BOTH
 
 
 def test_what_was_found_is_judged_at_every_start(networks, choice, monkeypatch):
@@ -69,7 +73,7 @@ def test_what_was_found_is_judged_at_every_start(networks, choice, monkeypatch):
     for _ in range(2):
         with pytest.raises(ValueError, match='output rot is off by 0.9 .*computes something else'):
             open_engines(networks, choice)
-    assert engines.compared == ['refiner'], 'the second time it is known'
+    assert engines.compared == BOTH[:1], 'the second time it is known'
 
 
 def test_what_a_build_of_onnx_files_found_is_no_comparison_with_the_weights(
@@ -77,7 +81,7 @@ def test_what_a_build_of_onnx_files_found_is_no_comparison_with_the_weights(
 ):
     engines = Engines(monkeypatch, random_inputs_relative=RIGHT)
     open_engines(networks, choice)
-    assert engines.compared == ['refiner', 'extractor']
+    assert engines.compared == BOTH
 
 
 def test_an_engine_is_compared_again_with_other_weights(networks, choice, monkeypatch, tmp_path):
@@ -86,7 +90,7 @@ def test_an_engine_is_compared_again_with_other_weights(networks, choice, monkey
     open_engines(networks, choice)
     monkeypatch.setattr(backends, 'weights_sha256', lambda *_: 'another')
     open_engines(networks, choice)
-    assert engines.compared == ['refiner', 'extractor'] * 2
+    assert engines.compared == BOTH * 2
 
 
 def test_a_folder_that_cannot_be_written_costs_a_comparison_each_time(
@@ -97,7 +101,7 @@ def test_a_folder_that_cannot_be_written_costs_a_comparison_each_time(
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             open_engines(networks, choice)
-    assert engines.compared == ['refiner', 'extractor'] * 2
+    assert engines.compared == BOTH * 2
     assert 'is compared at every start' in caplog.text
 
 
@@ -106,17 +110,19 @@ def test_engines_of_weights_that_were_replaced_are_refused(monkeypatch, tmp_path
     folder = tmp_path / 'mine'
     shutil.copytree(resolve_folder('small'), folder)
     networks, choice = load_networks(str(folder)), BackendChoice('tensorrt', tmp_path / 'engines')
-    for kind in ('refiner', 'extractor'):
+    for kind in BOTH:
         exported(networks, kind, choice, 'tensorrt')
     engines = Engines(monkeypatch)
     open_engines(networks, choice)
-    manifest = onnx_path(networks, 'extractor', choice, 'tensorrt')
-    manifest = manifest.with_name('extractor.onnx.json')
+    manifest = onnx_path(networks, 'extractor_trunk', choice, 'tensorrt')
+    manifest = manifest.with_name('extractor_trunk.onnx.json')
     content = json.loads(manifest.read_text())
     content['weights']['sha256'] = 64 * '0'
     manifest.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=f'extractor.engine is of other weights than {folder}'):
+    with pytest.raises(
+        ValueError, match=f'extractor_trunk.engine is of other weights than {folder}'
+    ):
         open_engines(networks, choice)
     manifest.unlink()  # nothing tells; what was compared with these weights still counts
     open_engines(networks, choice)
-    assert engines.compared == ['refiner', 'extractor']
+    assert engines.compared == BOTH

@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 from collections import Counter
+from itertools import product
 from pathlib import Path
 
 import network_rig as rig
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from foundationpose_trt.pose import export, typed_networks
+from foundationpose_trt.pose import export
 from foundationpose_trt.pose.networks import RefineNet, ScoreNet
 from foundationpose_trt.pose.weights import WEIGHTS_FOLDER, PoseNetworks
 from foundationpose_trt.tools import export as tool
@@ -56,9 +57,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for precision in ('fp32', 'fp16'):
             export.write_onnx(networks, kind, folder / f'{kind}_{precision}.onnx', precision)
     export.write_onnx(networks, 'scorer', folder / 'scorer_three.onnx', 'fp32', 3)
-    for precision in ('fp32', 'fp16'):
-        file = folder / f'steps_{precision}.onnx'
-        export.write_onnx(networks, 'refiner', file, precision, attention='steps')
+    for kind, form, precision in product(export.TRUNKS, export.RESIDUALS, ('fp32', 'fp16')):
+        file = folder / f'{kind}_{form}_{precision}.onnx'
+        export.write_onnx(networks, kind, file, precision, residuals=form)
     return folder
 
 
@@ -105,41 +106,31 @@ def test_half_precision_stays_near_the_network(folder, kind):
         assert np.argmax(actual['score_logit']) == np.argmax(wanted['score_logit'])
 
 
-@pytest.mark.parametrize('count', [1, 17])
-def test_attention_in_steps_computes_the_same(folder, count):
-    crops = rig.crops(count, seed=count)
-    wanted = expected('refiner', *crops)
-    assert_close(compute(folder / 'steps_fp32.onnx', *crops), wanted, 2e-5)
-    half = compute(folder / 'steps_fp16.onnx', *(crop.half() for crop in crops))
-    assert_close(half, wanted, 4e-3)
+def trunk_of(kind: str, *crops: torch.Tensor) -> np.ndarray:
+    """What the documented arithmetic gives before the attention, as an image (N, d, 20, 20)."""
+    network = 'refiner' if kind == 'refiner_trunk' else 'scorer'
+    tokens = rig.trunk(STATES[network], network, *crops)
+    return tokens.transpose(1, 2).reshape(len(tokens), -1, 20, 20).numpy()
 
 
-@pytest.mark.parametrize('precision', ['fp32', 'fp16'])
-def test_attention_in_steps_divides_after_the_product(folder, precision):
-    nodes = onnx.load(str(folder / f'steps_{precision}.onnx')).graph.node
+@pytest.mark.parametrize('residuals', export.RESIDUALS)
+@pytest.mark.parametrize('kind', export.TRUNKS)
+def test_a_trunk_computes_what_comes_before_the_attention(folder, kind, residuals):
+    crops = rig.crops(3, seed=3)
+    wanted = trunk_of(kind, *crops)
+    single = compute(folder / f'{kind}_{residuals}_fp32.onnx', *crops)['trunk']
+    np.testing.assert_allclose(single, wanted, atol=2e-5, rtol=2e-5)
+    half = compute(folder / f'{kind}_{residuals}_fp16.onnx', *(crop.half() for crop in crops))
+    assert half['trunk'].dtype == np.float16
+    np.testing.assert_allclose(half['trunk'], wanted, atol=2e-2, rtol=4e-3)
+
+
+@pytest.mark.parametrize(('residuals', 'apart'), [('fused', 0), ('apart', 4)])
+def test_the_sums_over_both_images_stand_apart_where_asked(folder, residuals, apart):
+    """Of six blocks, each with two ReLUs, those four; three ReLUs are of no block."""
+    nodes = onnx.load(str(folder / f'refiner_trunk_{residuals}_fp16.onnx')).graph.node
     kinds = Counter(node.op_type for node in nodes)
-    assert kinds['Softmax'] == 0 and kinds['Exp'] == kinds['ReduceMax'] == 1
-    made_by = {name: node for node in nodes for name in node.output}
-    quotients = [node for node in nodes if node.op_type == 'Div']
-    sources = [[made_by[name].op_type for name in node.input] for node in quotients]
-    assert ['MatMul', 'ReduceSum'] in sources
-
-
-@pytest.mark.parametrize('size', [1e-3, 6.0])
-def test_attention_in_steps_holds_in_half_where_scores_and_values_are_large(size):
-    """Where exponentials without the largest score taken off would be infinite."""
-    source = torch.nn.MultiheadAttention(32, 4, batch_first=True)
-    g = torch.Generator().manual_seed(3)
-    x = size * torch.randn(1, 400, 32, generator=g)
-    typed = typed_networks._Attention([source], (-1, 400), in_steps=True).half()
-    with torch.inference_mode():
-        mixed = typed(x.half()).float() / typed_networks.VALUE_SCALE
-        found = source.out_proj(mixed)
-        wanted = source.double()(*[x.double()] * 3, need_weights=False)[0]
-    query, key, _ = (source.in_proj_weight @ x[0].double().T).split(32)
-    largest = (query.view(4, 8, -1).transpose(1, 2) @ key.view(4, 8, -1)).max() / 8**0.5
-    assert (largest > np.log(65504)) == (size > 1)
-    assert (found - wanted).abs().max() < 0.02 * wanted.abs().max()
+    assert (kinds['Max'], kinds['Relu']) == (apart, 15 - apart)
 
 
 def test_a_fixed_batch_is_taken_and_no_other(folder):
@@ -242,8 +233,11 @@ def test_the_networks_stay_as_they_were(tmp_path):
         (('detector',), r'network is "detector", must be one of refiner, scorer, extractor'),
         (('scorer', 'int8'), r'precision is "int8", must be one of fp32, fp16'),
         (('scorer', 'fp32', 0), r'batch is 0, must be at least 1, or dynamic'),
-        (('refiner', 'fp16', 1, 'x'), r'attention of the refiner is "x", must be fused or steps'),
-        (('scorer', 'fp16', 1, 'steps'), r'attention of the scorer is "steps", must be fused$'),
+        (
+            ('refiner_trunk', 'fp16', 1, 'x'),
+            r'residuals of the refiner_trunk are "x", must be fused or apart',
+        ),
+        (('scorer', 'fp16', 1, 'apart'), r'residuals of the scorer are "apart", must be fused$'),
     ],
 )
 def test_other_words_are_refused(words, message):
@@ -302,10 +296,10 @@ def test_the_command_writes_both_networks_with_manifests(tmp_path, capsys):
     source = WEIGHTS_FOLDER / 'small/refiner.safetensors'
     assert manifest.pop('foundationpose_trt')
     assert manifest == {
-        'format': 3,
+        'format': 4,
         'kind': 'refiner',
         'precision': 'fp32',
-        'attention': 'fused',
+        'residuals': 'fused',
         'batch': 'dynamic',
         'opset': 17,
         'weights': {'name': 'small', 'file': source.name, 'sha256': sha256(source)},

@@ -7,19 +7,23 @@ import json
 import signal
 import subprocess
 import sys
+from enum import IntEnum
+from types import SimpleNamespace
 
 import pytest
 import tensorrt_rig as rig
 import torch
 from engine_rig import HERE, RTX, VERSION, built, digest, needs_rtx, plan, tool_options
 
+from foundationpose_trt.pose.export import TRUNKS
 from foundationpose_trt.pose.networks import RefineNet, ScoreNet
 from foundationpose_trt.pose.weights import save_network, write_manifest
 from foundationpose_trt.runtime import build
 from foundationpose_trt.runtime.build import BuildOptions, build_engine, ensure_engine
 from foundationpose_trt.runtime.build_progress import BuildMonitor
-from foundationpose_trt.runtime.engine_manifest import check_engine, read_manifest
+from foundationpose_trt.runtime.engine_manifest import check_engine
 from foundationpose_trt.runtime.specs import TensorSpec
+from foundationpose_trt.runtime.tensorrt_api import TensorRtApi
 from foundationpose_trt.tools import build as tool
 
 __all__ = ['built', 'plan']  # fixtures
@@ -298,6 +302,33 @@ def test_the_tool_builds_several_files_and_writes_their_manifests(tmp_path, caps
         tool_run('--onnx', files[0], files[0], *words)
 
 
+@pytest.mark.parametrize(
+    ('shape', 'dtype', 'allowed'),
+    [
+        ((-1, 32, 20, 20), rig.DataType.HALF, 1 << rig.Format.HWC8.value),
+        ((-1, 32, 20, 20), rig.DataType.FLOAT, None),  # TensorRT has it in half alone
+        ((-1, 12, 20, 20), rig.DataType.HALF, None),  # would be padded
+        ((-1, 32), rig.DataType.HALF, None),
+    ],
+)
+def test_images_in_half_are_written_pixel_by_pixel_where_asked(shape, dtype, allowed):
+    formats = {format.name: format.value for format in rig.Format}
+    module = SimpleNamespace(TensorFormat=IntEnum('TensorFormat', formats))
+    output = SimpleNamespace(shape=shape, dtype=dtype, allowed_formats=None)
+    network = SimpleNamespace(num_outputs=1, get_output=lambda index: output)
+    TensorRtApi(module, 'tensorrt').write_channels_last(network)
+    assert output.allowed_formats == allowed
+
+
+@pytest.mark.parametrize('asked', [False, True])
+def test_the_option_reaches_the_network(tmp_path, monkeypatch, asked):
+    asked_of = []
+    monkeypatch.setattr(TensorRtApi, 'write_channels_last', lambda self, n: asked_of.append(n))
+    options = BuildOptions(backend='tensorrt_rtx', batches=(1,), channels_last=asked)
+    build_engine(rig.write_tiny(tmp_path / 'x.onnx'), tmp_path / 'x.engine', options)
+    assert len(asked_of) == asked
+
+
 def test_the_tool_goes_from_weights_to_engines(tmp_path):
     folder, out = tmp_path / 'mine', tmp_path / 'out'
     folder.mkdir()
@@ -308,15 +339,15 @@ def test_the_tool_goes_from_weights_to_engines(tmp_path):
     words = ('--weights', str(folder), '--out', str(out), '--backend', 'tensorrt_rtx')
     assert tool_run(*words, '--precision', 'fp16') == 0
     folder = out / 'mine_fp16'
-    plans = {kind: folder / 'tensorrt_rtx' / f'{kind}.engine' for kind in ('refiner', 'extractor')}
+    plans = {kind: folder / 'tensorrt_rtx' / f'{kind}.engine' for kind in TRUNKS}
     crop = (-1, 6, 160, 160)
     for kind, engine in plans.items():
         manifest = check_engine(engine, HERE, folder / f'{kind}.onnx')
         expected = [('inputA', crop, torch.float16), ('inputB', crop, torch.float16)]
         assert [(s.name, s.shape, s.dtype) for s in manifest.inputs] == expected
         assert manifest.precision == 'fp16' and manifest.batches == (1, 8, 64, 126)
-    outputs = read_manifest(plans['refiner']).outputs
-    assert [(s.name, s.shape) for s in outputs] == [('trans', (-1, 3)), ('rot', (-1, 3))]
-    before = plans['refiner'].stat().st_mtime_ns
+        outputs = [(s.name, s.shape, s.dtype) for s in manifest.outputs]
+        assert outputs == [('trunk', (-1, 32, 20, 20), torch.float16)]
+    before = plans[TRUNKS[0]].stat().st_mtime_ns
     assert tool_run(*words, '--precision', 'fp16', '--if-needed') == 0
-    assert plans['refiner'].stat().st_mtime_ns == before
+    assert plans[TRUNKS[0]].stat().st_mtime_ns == before

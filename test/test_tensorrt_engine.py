@@ -67,6 +67,17 @@ def crops(batch: int, seed: int = 0) -> dict[str, torch.Tensor]:
     return {'x': torch.rand(batch, *rig.INPUT_SHAPE, generator=generator)}
 
 
+def test_an_output_that_lies_pixel_by_pixel_is_told_and_given_so(plan, monkeypatch):
+    formats = {'x': rig.Format.LINEAR, 'y': rig.Format.HWC8}
+    monkeypatch.setattr(rig.Engine, 'get_tensor_format', lambda self, name: formats[name])
+    engine = TensorRtEngine(plan, 'cpu')
+    assert engine.inputs[0].layout is torch.contiguous_format
+    assert engine.outputs[0].layout is torch.channels_last
+    output = engine.execution({'x': torch.zeros(2, *rig.INPUT_SHAPE)}).outputs['y']
+    assert output.is_contiguous(memory_format=torch.channels_last)
+    assert not output.is_contiguous()
+
+
 def test_reads_its_inputs_and_writes_its_outputs(plan, stub):
     engine = TensorRtEngine(plan, 'cpu')
     given = crops(3)

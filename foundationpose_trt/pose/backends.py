@@ -8,9 +8,8 @@ import os
 import shlex
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,27 +18,31 @@ from ..runtime.build import DEFAULT_BATCHES, BuildOptions, current, ensure_engin
 from ..runtime.choice import BackendChoice, default_folder, fitting_tensorrt, require_serves
 from ..runtime.engine import Engine
 from ..runtime.engine_manifest import (
+    EngineManifest,
     Platform,
     check_engine,
     keep_tolerance,
     read_manifest,
     sha256_of,
 )
+from ..runtime.joined_engine import Ending, JoinedEngine
 from ..runtime.onnx_engine import OnnxEngine
 from ..runtime.specs import BATCH, TensorSpec, normalized
 from ..runtime.tensorrt_api import installed, load_api
 from ..runtime.tensorrt_engine import TensorRtEngine
-from ..runtime.torch_engine import TorchEngine
+from ..runtime.torch_engine import Function, TorchEngine
 from ..runtime.workspace import Workspace
 from .crops import CROP_PX, OBSERVED, RENDERED
 from .export import (
+    APART,
     FUSED,
-    STEPS,
+    TRUNKS,
     ensure_onnx,
     export_request,
     exported_weights,
     source_file,
 )
+from .heads import ExtractorHead, RefinerHeads
 from .networks import scaled
 from .self_check import (
     CROPS,
@@ -51,7 +54,8 @@ from .self_check import (
 from .weights import PRECISIONS, PoseNetworks
 
 BACKENDS = ('auto', 'torch', 'onnxruntime', 'tensorrt', 'tensorrt_rtx')
-KINDS = ('refiner', 'extractor')  # ranking stays in torch: a few small products per registration
+# Of ONNX Runtime; TensorRT runs TRUNKS. Ranking stays in torch: a few products per registration.
+KINDS = ('refiner', 'extractor')
 FEATURES = 512  # channels of a crop's features at width 1, foundationpose.md §1
 COMPARED_WITH = 'weights_sha256'  # in an engine's tolerance
 CROP = (BATCH, 6, CROP_PX, CROP_PX)
@@ -127,7 +131,7 @@ def _writable(folder: Path) -> bool:
 
 def _automatic_on_cuda(networks: PoseNetworks, choice: BackendChoice) -> tuple[str, str]:
     def plans_of(backend: str) -> list[Path]:
-        return [plan_path(networks, kind, choice, backend) for kind in KINDS]
+        return [plan_path(networks, kind, choice, backend) for kind in TRUNKS]
 
     def check(plan: Path, platform: Platform) -> None:
         remedy = build_command(networks, choice, platform.backend)
@@ -187,24 +191,33 @@ def is_exportable(networks: PoseNetworks) -> bool:
     return networks.source is not None
 
 
+def trunk_options(options: BuildOptions) -> BuildOptions:
+    """Return the options with which trunks are built: what follows reads pixel after pixel."""
+    return replace(options, channels_last=True)
+
+
 def _precision(networks: PoseNetworks) -> str:
     return next(name for name, dtype in PRECISIONS.items() if dtype == networks.dtype)
 
 
-def attention_form(networks: PoseNetworks, kind: str, backend: str) -> str:
-    """How the attention of a network is exported for a back end (export.ATTENTIONS).
+def residual_form(networks: PoseNetworks, kind: str, backend: str) -> str:
+    """How the residual sums of a network are exported for a back end (export.RESIDUALS).
 
-    In steps where the fused one is the slower: in the refiner, in half, of TensorRT 8.6, where
-    the build of an extractor in steps came to no end.
+    Apart where TensorRT has no good kernel for the fused ones: 8.6, for compute capability 9.0.
     """
-    may = kind == 'refiner' and _precision(networks) == 'fp16' and backend == 'tensorrt'
-    return STEPS if may and installed(backend) and load_api(backend).weakly_typed else FUSED
+    may = kind in TRUNKS and _precision(networks) == 'fp16' and backend == 'tensorrt'
+    if not (may and installed(backend) and load_api(backend).weakly_typed):
+        return FUSED
+    # the weights of a build may be on the CPU: it is for the current GPU then
+    device = networks.device if networks.device.type == 'cuda' else None
+    newest = torch.cuda.is_available() and torch.cuda.get_device_capability(device) == (9, 0)
+    return APART if newest else FUSED
 
 
 def onnx_path(networks: PoseNetworks, kind: str, choice: BackendChoice, backend: str) -> Path:
     """Return where the ONNX file of a network belongs: by set, width, precision and form."""
     folder = choice.folder or default_folder()
-    form = attention_form(networks, kind, backend)
+    form = residual_form(networks, kind, backend)
     file = f'{kind}.onnx' if form == FUSED else f'{kind}_{form}.onnx'
     return folder / f'{networks.name}_{_precision(networks)}' / file
 
@@ -222,26 +235,30 @@ def exported(networks: PoseNetworks, kind: str, choice: BackendChoice, backend: 
         f'weights {networks.name} were not loaded from files: only backend torch can run them',
     )
     path, precision = onnx_path(networks, kind, choice, backend), _precision(networks)
-    form = attention_form(networks, kind, backend)
-    request = export_request(str(networks.source), kind, precision, attention=form)
+    form = residual_form(networks, kind, backend)
+    request = export_request(str(networks.source), kind, precision, residuals=form)
     if ensure_onnx(networks, request, path):
         logger.info('exported %s', path)
     return path
+
+
+def _outputs(networks: PoseNetworks, dtype: torch.dtype) -> list[list[TensorSpec]]:
+    """What the engines of KINDS give."""
+    channels = scaled(FEATURES, networks.scorer.width)
+    sizes: list[dict[str, int]] = [{'trans': 3, 'rot': 3}, {'features': channels}]
+    return [[TensorSpec(n, (BATCH, k), dtype) for n, k in one.items()] for one in sizes]
 
 
 def _torch_engines(networks: PoseNetworks) -> list[Engine]:
     on_cuda = networks.device.type == 'cuda'
     layout = torch.channels_last if on_cuda else torch.contiguous_format
     inputs = [TensorSpec(name, CROP, networks.dtype, layout) for name in (RENDERED, OBSERVED)]
-    channels = scaled(FEATURES, networks.scorer.width)
-
-    def engine(kind: str, function: Any, sizes: dict[str, int]) -> Engine:
-        outputs = [TensorSpec(n, (BATCH, size), networks.dtype) for n, size in sizes.items()]
-        return TorchEngine(f'{networks.name} {kind}', function, inputs, outputs, networks.device)
-
+    functions: list[Function] = [networks.refiner, networks.scorer.extract]
     return [
-        engine('refiner', networks.refiner, {'trans': 3, 'rot': 3}),
-        engine('extractor', networks.scorer.extract, {'features': channels}),
+        TorchEngine(f'{networks.name} {kind}', function, inputs, outputs, networks.device)
+        for kind, function, outputs in zip(
+            KINDS, functions, _outputs(networks, networks.dtype), strict=True
+        )
     ]
 
 
@@ -256,21 +273,28 @@ class _Plans:
 
     def opened(self, reason: str) -> NetworkEngines:
         """Open the engines; the explanation says where they are not tuned as they would be."""
-        refiner, features = self.engines()
+        workspace = Workspace(normalized(self.networks.device))  # one runs after the other
+        refiner, features = (self._engine(kind, workspace) for kind in TRUNKS)
+        whole = self._joined(refiner, features)
         explanation = f'{self.backend} ({reason})'
         batches = refiner.manifest.batches
         if batches != (self.choice.batches or DEFAULT_BATCHES):
             explanation += f', its engines tuned for {", ".join(map(str, batches))} crops'
         largest = min(batches[-1], features.manifest.batches[-1])
-        return NetworkEngines(refiner, features, explanation, largest)
+        return NetworkEngines(whole[0], whole[1], explanation, largest)
 
-    def engines(self) -> list[TensorRtEngine]:
-        """Open the engines of KINDS; the estimator runs one after the other: on one workspace."""
-        workspace = Workspace(normalized(self.networks.device))
-        engines = [self._engine(kind, workspace) for kind in KINDS]
-        for kind, engine in zip(KINDS, engines, strict=True):
-            self._require_trusted(engine, kind)
-        return engines
+    def _joined(self, *trunks: TensorRtEngine) -> list[JoinedEngine]:
+        """Join the trunks with what comes behind them, and compare the whole with the networks."""
+        networks, dtype = self.networks, self.networks.dtype
+        heads: list[Ending] = [
+            RefinerHeads(networks.refiner, dtype),
+            ExtractorHead(networks.scorer, dtype),
+        ]
+        outputs = _outputs(networks, torch.float32)
+        joined = [JoinedEngine(*parts) for parts in zip(trunks, heads, outputs, strict=True)]
+        for kind, trunk, whole in zip(KINDS, trunks, joined, strict=True):
+            self._require_trusted(whole, trunk.manifest, kind)
+        return joined
 
     def _engine(self, kind: str, workspace: Workspace) -> TensorRtEngine:
         plan = self._plan(kind)
@@ -278,7 +302,9 @@ class _Plans:
         source: Path | None
         if self.choice.build:
             source = onnx = exported(self.networks, kind, self.choice, self.backend)
-            options = BuildOptions(backend=self.backend, batches=self.choice.batches)
+            options = trunk_options(
+                BuildOptions(backend=self.backend, batches=self.choice.batches)
+            )
             with current(self.networks.device):
                 ensure_engine(onnx, plan, options, self._reporter(kind))
         else:  # of a file just exported nothing has to be asked
@@ -290,14 +316,17 @@ class _Plans:
     def _plan(self, kind: str) -> Path:
         return plan_path(self.networks, kind, self.choice, self.backend)
 
-    def _require_trusted(self, engine: TensorRtEngine, kind: str) -> None:
-        """Compare an engine with these weights, once; what was found is judged at every start."""
-        plan, own = self._plan(kind), weights_sha256(self.networks, kind)
-        known = {**engine.manifest.tolerance}
+    def _require_trusted(self, engine: Engine, built: EngineManifest, kind: str) -> None:
+        """Compare an engine with these weights, once; what was found is judged at every start.
+
+        built: of its trunk.
+        """
+        plan, own = self._plan(f'{kind}_trunk'), weights_sha256(self.networks, kind)
+        known = {**built.tolerance}
         compared_with = known.pop(COMPARED_WITH, None)
         if own is None or compared_with != own or RENDERED_CROPS not in known:
-            largest = engine.manifest.batches[-1]
-            batch = min(CROPS, largest) if engine.manifest.any_batch else largest
+            largest = built.batches[-1]
+            batch = min(CROPS, largest) if built.any_batch else largest
             known = measured_tolerance(engine, reference_of(self.networks, kind), batch)
             keep_tolerance(plan, {**known, COMPARED_WITH: own})
         require_agreement(plan.name, known, 'use backend torch, and report it with the .log file')

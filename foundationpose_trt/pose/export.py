@@ -20,7 +20,7 @@ from ..datatypes import require
 from ..runtime.engine_manifest import sha256_of, write_atomically
 from .crops import CROP_PX, OBSERVED, RENDERED
 from .networks import fold_batch_norm
-from .typed_networks import TypedExtractor, TypedRefiner, TypedScorer
+from .typed_networks import TypedExtractor, TypedRefiner, TypedScorer, TypedTrunk
 from .weights import (
     MANIFEST,
     OFFICIAL_LAYOUTS,
@@ -39,38 +39,49 @@ OUTPUTS = {
     'refiner': ('trans', 'rot'),
     'scorer': ('score_logit',),
     'extractor': ('features',),  # the scorer up to its ranking, for hypotheses in several batches
+    'refiner_trunk': ('trunk',),  # up to its attention (heads.py has the rest)
+    'extractor_trunk': ('trunk',),
 }
-WEIGHTS_OF = {'refiner': 'refiner', 'scorer': 'scorer', 'extractor': 'scorer'}
+WEIGHTS_OF = {
+    'refiner': 'refiner',
+    'scorer': 'scorer',
+    'extractor': 'scorer',
+    'refiner_trunk': 'refiner',
+    'extractor_trunk': 'scorer',
+}
+TRUNKS = ('refiner_trunk', 'extractor_trunk')
 CROP = (6, CROP_PX, CROP_PX)
 DYNAMIC = 'dynamic'  # in a request: any batch
-FUSED, STEPS = 'fused', 'steps'  # how the attention is written (typed_networks.py)
-ATTENTIONS = (FUSED, STEPS)
+FUSED, APART = 'fused', 'apart'  # how residual sums are written (typed_networks.py)
+RESIDUALS = (FUSED, APART)
 # Neither 1, which tracing may take for broadcasting, nor much work.
 TRACED_BATCH = 2
 
 
 def typed_network(
-    networks: PoseNetworks, kind: str, precision: str, attention: str = FUSED
+    networks: PoseNetworks, kind: str, precision: str, residuals: str = FUSED
 ) -> nn.Module:
     """Copy one network (a key of OUTPUTS) into its typed form, on the CPU.
 
-    precision: 'fp32' or 'fp16', the dtype of the inputs. attention: 'fused', or 'steps' of the
-    refiner (typed_networks.py). Raises ValueError for other words.
+    precision: 'fp32' or 'fp16', the dtype of the inputs. residuals: 'fused', or 'apart' of a
+    trunk (typed_networks.py). Raises ValueError for other words.
     """
     require(kind in OUTPUTS, f'network is "{kind}", must be one of {", ".join(OUTPUTS)}')
     require(
         precision in PRECISIONS,
         f'precision is "{precision}", must be one of {", ".join(PRECISIONS)}',
     )
-    forms = ATTENTIONS if kind == 'refiner' else (FUSED,)
+    forms = RESIDUALS if kind in TRUNKS else (FUSED,)
     require(
-        attention in forms,
-        f'attention of the {kind} is "{attention}", must be {" or ".join(forms)}',
+        residuals in forms,
+        f'residuals of the {kind} are "{residuals}", must be {" or ".join(forms)}',
     )
+    trunk = partial(TypedTrunk, apart=residuals == APART)
     make: dict[str, Callable[..., nn.Module]] = {
-        'refiner': partial(TypedRefiner, in_steps=attention != FUSED),
+        'refiner': TypedRefiner,
         'scorer': TypedScorer,
         'extractor': TypedExtractor,
+        **dict.fromkeys(TRUNKS, trunk),
     }
     network = copy.deepcopy(getattr(networks, WEIGHTS_OF[kind]))
     network.requires_grad_(False).eval().to('cpu', torch.float32)
@@ -84,20 +95,20 @@ def onnx_model(
     kind: str,
     precision: str = 'fp32',
     batch: int | None = None,
-    attention: str = FUSED,
+    residuals: str = FUSED,
 ) -> onnx.ModelProto:
     """Export one network (a key of OUTPUTS) of any device and dtype; nothing is written.
 
     precision: 'fp32' or 'fp16' (typed_networks.py says what stays float32). batch: fixed number
-    of crop pairs, or None for any. attention: as typed_network takes it. Inputs inputA (rendered)
+    of crop pairs, or None for any. residuals: as typed_network takes it. Inputs inputA (rendered)
     and inputB (observed), (batch, 6, 160, 160) of the precision; outputs float32: trans and rot,
-    (batch, 3), or score_logit, (batch,), or features, (batch, d). Every tensor in the file
-    carries its type, checked.
+    (batch, 3), or score_logit, (batch,), or features, (batch, d); or of the precision: trunk,
+    (batch, d, 20, 20). Every tensor in the file carries its type, checked.
     Raises ValueError for other words, batch < 1, weights too large for fp16, and when the
     package `onnx` is absent.
     """
     require(batch is None or batch >= 1, f'batch is {batch}, must be at least 1, or dynamic')
-    network = typed_network(networks, kind, precision, attention)
+    network = typed_network(networks, kind, precision, residuals)
     large = [key for key, value in network.state_dict().items() if not value.isfinite().all()]
     require(not large, f'{kind}: {large[:4]} hold values that are not finite in {precision}')
     try:
@@ -145,10 +156,10 @@ def write_onnx(
     path: Path,
     precision: str = 'fp32',
     batch: int | None = None,
-    attention: str = FUSED,
+    residuals: str = FUSED,
 ) -> None:
     """Write onnx_model(...) to path, whole or not at all; raises as it does."""
-    content = onnx_model(networks, kind, precision, batch, attention).SerializeToString()
+    content = onnx_model(networks, kind, precision, batch, residuals).SerializeToString()
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, content)
 
@@ -163,7 +174,7 @@ def ensure_onnx(
     if not force and is_current(path, request):
         return False
     kind, batch = request['kind'], request['batch'] if request['batch'] != DYNAMIC else None
-    write_onnx(networks, kind, path, request['precision'], batch, request['attention'])
+    write_onnx(networks, kind, path, request['precision'], batch, request['residuals'])
     write_export_manifest(path, request, getattr(networks, WEIGHTS_OF[kind]).width)
     return True
 
@@ -190,15 +201,15 @@ def export_request(
     kind: str,
     precision: str = 'fp32',
     batch: int | None = None,
-    attention: str = FUSED,
+    residuals: str = FUSED,
 ) -> dict[str, Any]:
     """Say what an export of these weights is made from and how: the manifest's first part."""
     source = source_file(weights, kind)
     return {
-        'format': 3,
+        'format': 4,
         'kind': kind,
         'precision': precision,
-        'attention': attention,
+        'residuals': residuals,
         'batch': DYNAMIC if batch is None else batch,
         'opset': OPSET,
         'weights': {

@@ -10,24 +10,24 @@ kernels of softmax and LayerNorm do. float32 are the mean over the tokens and al
 refiner's last layer, the whole ranking of the scorer, and the outputs. (With float32 around
 softmax and LayerNorm too, the results are as near, and TensorRT cannot fuse the attention.)
 
-In steps, the refiner's attention divides by the sum of the exponentials after the product with
-the values instead of before it. TensorRT 8.6 fuses the whole attention otherwise, and its kernel
-for heads of 128 channels is slower than the steps (docs/performance.md).
+Of a trunk alone, the residual blocks over both images may add what they skip apart from their
+convolutions. TensorRT 8.6 fuses convolution, addition and ReLU otherwise, for which it has no
+kernels that were made for compute capability 9.0: there, those that it has are slower than
+newer ones and a pass for the addition (docs/performance.md).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from .networks import HEADS, TOKENS, RefineNet, ScoreNet
+from .networks import HEADS, TOKENS, RefineNet, ResBlock, ScoreNet
 
-# Of the values, in steps: in half, 400 of them add up before they are divided. A power of two, so
-# that the output projection undoes it exactly.
-VALUE_SCALE = 1 / 16
+SIDE = math.isqrt(TOKENS)  # of a trunk's output, as an image
 
 
 def _cast(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -52,28 +52,61 @@ class _Trunk(nn.Module):
         self.channels = code.shape[-1]
         self.register_buffer('code', code)
 
-    def forward(self, rendered: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
+    def image(self, rendered: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
+        """Return what the convolutions give, (N, d, 20, 20)."""
         count = rendered.shape[0]
         both = self.encode_one(torch.cat([rendered, observed]))
-        joined = self.encode_both(torch.cat([both[:count], both[count:]], 1))
+        return self.encode_both(torch.cat([both[:count], both[count:]], 1))
+
+    def forward(self, rendered: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
+        joined = self.image(rendered, observed)
         return joined.reshape(-1, self.channels, TOKENS).transpose(1, 2) + self.code
+
+
+class _SumApart(nn.Module):
+    """A residual block that writes the ReLU of the sum as max(y, -x) + x = max(y + x, 0)."""
+
+    def __init__(self, block: ResBlock) -> None:
+        super().__init__()
+        self.first = nn.Sequential(block.conv1, block.bn1, nn.ReLU())
+        self.second = nn.Sequential(block.conv2, block.bn2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.maximum(self.second(self.first(x)), -x) + x
+
+
+class TypedTrunk(nn.Module):
+    """The part of both networks before attention: two crops of dtype -> (N, d, 20, 20) of it.
+
+    The positional code is in it. apart: of the residual blocks over both images. Takes parts of
+    the network over.
+    """
+
+    code: torch.Tensor
+
+    def __init__(self, network: RefineNet | ScoreNet, dtype: torch.dtype, apart: bool) -> None:
+        super().__init__()
+        of_refiner = isinstance(network, RefineNet)
+        stages = ('encodeA', 'encodeAB') if of_refiner else ('encoderA', 'encoderAB')
+        one, both = (getattr(network, name) for name in stages)
+        if apart:
+            both = nn.Sequential(*[_SumApart(m) if isinstance(m, ResBlock) else m for m in both])
+        code = network.pos_embed.pe
+        self.trunk = _Trunk(one, both, code).to(dtype)
+        self.register_buffer('code', code.transpose(1, 2).unflatten(2, (SIDE, SIDE)).to(dtype))
+
+    def forward(self, rendered: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
+        return self.trunk.image(rendered, observed) + self.code
 
 
 class _Attention(nn.Module):
     """Self-attentions of x (B, L, d), side by side, up to, without, their output projections.
 
-    shape: (B, L), one of them -1 where it is free. Gives (B, L, d * number of sources); in steps,
-    VALUE_SCALE times that.
+    shape: (B, L), one of them -1 where it is free. Gives (B, L, d * number of sources).
     """
 
-    def __init__(
-        self,
-        sources: Sequence[nn.MultiheadAttention],
-        shape: tuple[int, int],
-        in_steps: bool = False,
-    ) -> None:
+    def __init__(self, sources: Sequence[nn.MultiheadAttention], shape: tuple[int, int]) -> None:
         super().__init__()
-        self._mixed = self._mixed_in_steps if in_steps else self._mixed_by_softmax
         width = sources[0].embed_dim
         self.heads, self.channels = HEADS * len(sources), width * len(sources)
         self.shape = shape
@@ -90,7 +123,7 @@ class _Attention(nn.Module):
         # something else (on an H100; the self-check refused it).
         self.query = _linear(*(part * scale for part in query))
         self.key = _linear(*key)
-        self.value = _linear(*(part * (VALUE_SCALE if in_steps else 1) for part in value))
+        self.value = _linear(*value)
 
     def _split(self, x: torch.Tensor) -> torch.Tensor:
         return x.reshape(*self.shape, self.heads, self.channels // self.heads)
@@ -99,17 +132,8 @@ class _Attention(nn.Module):
         query = self._split(self.query(x)).permute(0, 2, 1, 3)
         key = self._split(self.key(x)).permute(0, 2, 3, 1)
         value = self._split(self.value(x)).permute(0, 2, 1, 3)
-        mixed = self._mixed(query @ key, value)
+        mixed = torch.softmax(query @ key, -1) @ value
         return mixed.permute(0, 2, 1, 3).reshape(*self.shape, self.channels)
-
-    @staticmethod
-    def _mixed_by_softmax(scores: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        return torch.softmax(scores, -1) @ value
-
-    @staticmethod
-    def _mixed_in_steps(scores: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        weights = torch.exp(scores - scores.amax(-1, keepdim=True))  # of 0 to 1, the sum of 1 to L
-        return (weights @ value) / weights.sum(-1, keepdim=True)
 
 
 class _Grouped(nn.Module):
@@ -150,16 +174,14 @@ class _Heads(nn.Module):
     time for one crop (TensorRT 8.6, H100).
     """
 
-    def __init__(self, heads: Sequence[nn.Sequential], in_steps: bool) -> None:
+    def __init__(self, heads: Sequence[nn.Sequential]) -> None:
         super().__init__()
         layers: list[Any] = [head[0] for head in heads]
         self.groups = len(layers)
         sources = [layer.self_attn for layer in layers]
-        self.attention = _Attention(sources, (-1, TOKENS), in_steps)
+        self.attention = _Attention(sources, (-1, TOKENS))
         self.channels = self.attention.channels // self.groups
         self.out = _Grouped([source.out_proj for source in sources])
-        if in_steps:
-            self.out.weight.data /= VALUE_SCALE
         self.linear1 = _Grouped([layer.linear1 for layer in layers])
         self.linear2 = _Grouped([layer.linear2 for layer in layers])
         self.norm1 = _GroupedNorm([layer.norm1 for layer in layers])
@@ -184,14 +206,14 @@ class _Heads(nn.Module):
 class TypedRefiner(nn.Module):
     """RefineNet with its types spelled out: two crops (N, 6, 160, 160) of dtype -> trans, rot.
 
-    Both outputs (N, 3) float32, with the meaning RefineNet gives them. in_steps: the attention.
+    Both outputs (N, 3) float32, with the meaning RefineNet gives them.
     """
 
-    def __init__(self, network: RefineNet, dtype: torch.dtype, in_steps: bool = False) -> None:
+    def __init__(self, network: RefineNet, dtype: torch.dtype) -> None:
         super().__init__()
         trunk = _Trunk(network.encodeA, network.encodeAB, network.pos_embed.pe)
         self.trunk = trunk.to(dtype)
-        self.heads = _Heads([network.trans_head, network.rot_head], in_steps).typed(dtype)
+        self.heads = _Heads([network.trans_head, network.rot_head]).typed(dtype)
 
     def forward(
         self, rendered: torch.Tensor, observed: torch.Tensor

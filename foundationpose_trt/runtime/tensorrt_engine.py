@@ -24,6 +24,8 @@ class TensorRtExecution:
     nbytes: of the outputs; the workspace is the engine's.
     """
 
+    keeps_outputs = True
+
     def __init__(
         self, engine: TensorRtEngine, inputs: Mapping[str, torch.Tensor], profile: int
     ) -> None:
@@ -77,7 +79,9 @@ class TensorRtExecution:
                     f'{self._engine.name}: the shape of output {spec.name}, {shape}, depends on'
                     ' what the inputs hold; only shapes known beforehand can run here'
                 )
-            tensor = torch.empty(shape, dtype=spec.dtype, device=self._engine.device)
+            tensor = torch.empty(
+                shape, dtype=spec.dtype, device=self._engine.device, memory_format=spec.layout
+            )
             self._bind(spec.name, tensor)
             outputs[spec.name] = tensor
         return outputs

@@ -14,7 +14,8 @@ from typing import Any
 from tqdm import tqdm
 
 from ..datatypes import require
-from ..pose.backends import KINDS, exported, open_engines, plan_path
+from ..pose.backends import exported, open_engines, plan_path, trunk_options
+from ..pose.export import TRUNKS
 from ..pose.self_check import LARGEST_DEVIATION
 from ..pose.weights import PRECISIONS as WEIGHT_PRECISIONS
 from ..pose.weights import load_networks
@@ -94,6 +95,7 @@ def run(options: argparse.Namespace) -> int:
     if options.weights is None:
         pairs = _files(options.onnx, options.out)
     else:
+        settings = trunk_options(settings)
         pairs = _export(options.weights, options.out, settings)
     build = ensure_engine if options.if_needed else build_engine
     for onnx, plan in pairs:
@@ -175,7 +177,7 @@ def _export(weights: str, out: Path | None, settings: BuildOptions) -> list[tupl
     # fp16 loads on a GPU alone, and exporting needs none: only the files take the type
     named = replace(load_networks(weights), dtype=WEIGHT_PRECISIONS[precision])
     choice, backend = BackendChoice(folder=out), choose_backend(settings.backend)
-    which = [(named, kind, choice, backend) for kind in KINDS]
+    which = [(named, kind, choice, backend) for kind in TRUNKS]
     return [(exported(*each), plan_path(*each)) for each in which]
 
 

@@ -1,0 +1,157 @@
+"""What comes behind the convolutions of the two networks, for a trunk that another engine runs.
+
+Products and attention are torch's (cuBLAS; cuDNN's attention or another), what lies between them
+is Warp's. TensorRT 8.6 takes up to twice as long for it (docs/performance.md).
+
+The types are those of typed_networks.py: sums, norms, the mean over the tokens and all after it
+are float32, the rest is of the trunk's type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import warp as wp
+from torch import nn
+from torch.nn import functional
+
+from ..datatypes import require
+from ..warp_launch import as_warp, launch_tiled
+from .head_kernels import THREADS, TOKENS_AT_ONCE, head_kernels
+from .networks import HEADS, TOKENS, RefineNet, ScoreNet
+
+WARP_TYPES = {torch.float16: wp.float16, torch.float32: wp.float32}
+
+
+def tokens_of_image(trunk: torch.Tensor) -> torch.Tensor:
+    """Tokens (N, 400, d) of a trunk's output (N, d, 20, 20); no copy where channels come last."""
+    return trunk.flatten(2).transpose(1, 2).contiguous()
+
+
+class SelfAttentions:
+    """Self-attentions of the same tokens side by side, without their output projections.
+
+    Takes tokens (N, 400, d), gives (N, 400, G, d), of the dtype and on the weights' device.
+    """
+
+    def __init__(self, sources: Sequence[nn.MultiheadAttention], dtype: torch.dtype) -> None:
+        self._groups = len(sources)
+        # all queries, then all keys, then all values: (3, G, d, ...)
+        self._weight, self._bias = (
+            torch.stack([getattr(source, name).detach() for source in sources])
+            .unflatten(1, (3, -1)).transpose(0, 1).flatten(0, 2).to(dtype)
+            for name in ('in_proj_weight', 'in_proj_bias')
+        )  # fmt: skip
+
+    def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Mix the tokens."""
+        count, _, channels = tokens.shape
+        packed = functional.linear(tokens, self._weight, self._bias)
+        heads = packed.view(count, TOKENS, 3, self._groups * HEADS, channels // HEADS)
+        query, key, value = heads.permute(2, 0, 3, 1, 4).unbind()
+        mixed = functional.scaled_dot_product_attention(query, key, value)
+        return mixed.transpose(1, 2).reshape(count, TOKENS, self._groups, channels)
+
+
+def _products(layers: Sequence[nn.Linear], dtype: torch.dtype) -> torch.Tensor:
+    """Weights of layers side by side, for torch.bmm: (G, in, out)."""
+    return torch.stack([layer.weight.detach().T for layer in layers]).to(dtype).contiguous()
+
+
+def _side_by_side(values: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.stack([value.detach().float() for value in values])
+
+
+def _common_eps(layers: Sequence[nn.TransformerEncoderLayer]) -> float:
+    found = {norm.eps for layer in layers for norm in (layer.norm1, layer.norm2)}
+    require(len(found) == 1, f'the layer norms of the heads differ in eps: {sorted(found)}')
+    return float(found.pop())
+
+
+def _folded(last: nn.Linear, norm: nn.LayerNorm) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight and bias of a linear layer behind a norm's scale and shift, for values without."""
+    weight = last.weight.detach().float()
+    shifted = weight @ norm.bias.detach().float()
+    return weight * norm.weight.detach().float(), last.bias.detach().float() + shifted
+
+
+def _launch(kernel: wp.Kernel, blocks: int, *arguments: Any) -> None:
+    """Launch a kernel of head_kernels with so many blocks on these tensors and numbers."""
+    tensors = [value for value in arguments if isinstance(value, torch.Tensor)]
+    values = [as_warp(v) if isinstance(v, torch.Tensor) else v for v in arguments]
+    launch_tiled(kernel, (blocks, THREADS), values, tensors[0].device)
+
+
+class RefinerHeads:
+    """Both heads of a refiner: of a trunk's output (N, d, 20, 20) trans and rot, (N, 3) float32.
+
+    With the meaning RefineNet gives them; on the network's device, with its weights as they were
+    when this was made. dtype: of the trunk's output, float16 or float32. No host sync.
+    """
+
+    def __init__(self, network: RefineNet, dtype: torch.dtype) -> None:
+        heads: list[Any] = [network.trans_head, network.rot_head]
+        layers, lasts = [head[0] for head in heads], [head[1] for head in heads]
+        self._eps = _common_eps(layers)
+        self._attention = SelfAttentions([layer.self_attn for layer in layers], dtype)
+        projections = [layer.self_attn.out_proj for layer in layers]
+        parts = [projections, [one.linear1 for one in layers], [one.linear2 for one in layers]]
+        self._weights = [_products(part, dtype) for part in parts]
+        self._biases = [_side_by_side([layer.bias for layer in part]) for part in parts]
+        norms = [[layer.norm1.weight for layer in layers], [layer.norm1.bias for layer in layers]]
+        self._norm = torch.stack([self._biases[0], *map(_side_by_side, norms)])
+        folded = [_folded(last, one.norm2) for last, one in zip(lasts, layers, strict=True)]
+        self._last, self._last_bias = (_side_by_side(part) for part in zip(*folded, strict=True))
+        self._kernels = head_kernels(self._norm.shape[2], WARP_TYPES[dtype])
+
+    @torch.inference_mode()
+    def __call__(self, trunk: torch.Tensor, trans: torch.Tensor, rot: torch.Tensor) -> None:
+        """Write trans and rot, asynchronously on the current stream."""
+        tokens = tokens_of_image(trunk)
+        _, groups, channels = self._norm.shape
+        rows = tokens.view(-1, channels)
+        mixed = self._attention(tokens).view(len(rows), groups, channels)
+        product = torch.bmm(mixed.transpose(0, 1), self._weights[0])
+        normed = self._normed(rows, product)
+        hidden = torch.bmm(normed, self._weights[1])
+        _launch(self._kernels.add_relu, groups * len(rows), hidden.flatten(0, 1), self._biases[1])
+        sums = self._sums(normed, torch.bmm(hidden, self._weights[2]))
+        both = (self._last, self._last_bias, 1 / TOKENS, trans, rot)
+        _launch(self._kernels.last, len(sums), sums, *both)
+
+    def _normed(self, rows: torch.Tensor, product: torch.Tensor) -> torch.Tensor:
+        """First norm of the tokens (rows, d) and what attention adds to them, (G, rows, d)."""
+        out, flat = torch.empty_like(product), product.flatten(0, 1)
+        norm = (self._norm, self._eps)
+        _launch(self._kernels.add_norm, len(flat), rows, flat, *norm, out.flatten(0, 1))
+        return out
+
+    def _sums(self, normed: torch.Tensor, product: torch.Tensor) -> torch.Tensor:
+        """Second norm of both (G, rows, d) added, summed by parts: (G * N, parts, d)."""
+        both = normed.flatten(0, 1), product.flatten(0, 1)
+        parts = TOKENS // TOKENS_AT_ONCE
+        sums = torch.empty(len(both[0]) // TOKENS_AT_ONCE, normed.shape[2], device=normed.device)
+        norm = (self._biases[2], self._eps)
+        _launch(self._kernels.norm_sums, len(sums), *both, *norm, sums)
+        return sums.unflatten(0, (-1, parts))
+
+
+class ExtractorHead:
+    """The end of ScoreNet.extract: of a trunk's output (N, d, 20, 20) features (N, d) float32.
+
+    As RefinerHeads in all else.
+    """
+
+    def __init__(self, network: ScoreNet, dtype: torch.dtype) -> None:
+        self._attention = SelfAttentions([network.att], dtype)
+        out = network.att.out_proj
+        self._weight, self._bias = out.weight.detach().float().T, out.bias.detach().float()
+
+    @torch.inference_mode()
+    def __call__(self, trunk: torch.Tensor, features: torch.Tensor) -> None:
+        """Write the features, asynchronously on the current stream."""
+        mixed = self._attention(tokens_of_image(trunk))[:, :, 0]
+        mean = mixed.mean(1, dtype=torch.float32)
+        torch.addmm(self._bias, mean, self._weight, out=features)
