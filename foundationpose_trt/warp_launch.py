@@ -104,17 +104,6 @@ def launch(
         wp.launch(kernel, dim, list(arguments), device='cpu')
 
 
-def launch_tiled(
-    kernel: wp.Kernel, dim: tuple[int, int], arguments: Sequence[Any], device: torch.device
-) -> None:
-    """As launch(), for a kernel of tiles: dim is of blocks, and of threads in each on CUDA."""
-    blocks, threads = dim
-    where: dict[str, Any] = {'device': 'cpu'}
-    if device.type == 'cuda':
-        where = {'stream': _warp_stream(torch.cuda.current_stream(device))}
-    wp.launch_tiled(kernel, dim=[blocks], inputs=list(arguments), block_dim=threads, **where)
-
-
 class RecordedLaunch:
     """A launch whose arguments stay: repeating it costs a few microseconds of the host.
 

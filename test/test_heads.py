@@ -5,7 +5,10 @@ from __future__ import annotations
 import network_rig as rig
 import pytest
 import torch
+import warp as wp
 
+from foundationpose_trt.pose import heads as heads_module
+from foundationpose_trt.pose.head_kernels import head_kernels
 from foundationpose_trt.pose.heads import ExtractorHead, RefinerHeads
 from foundationpose_trt.pose.networks import RefineNet, ScoreNet
 
@@ -49,9 +52,14 @@ def assert_near(found: torch.Tensor, wanted: torch.Tensor, tolerance: float) -> 
     assert (found.cpu() - wanted).abs().max() < tolerance * wanted.abs().max()
 
 
+@pytest.fixture(autouse=True)
+def few_at_once(monkeypatch):
+    monkeypatch.setattr(heads_module, 'MOST_CROPS', 3)
+
+
 @cases
 @widths
-@pytest.mark.parametrize('count', [1, 3])
+@pytest.mark.parametrize('count', [1, 3, 7])  # the last in three parts
 @pytest.mark.parametrize('layout', [torch.channels_last, torch.contiguous_format])
 def test_both_heads_of_a_refiner(device, dtype, width, count, layout):
     state, network = states('refiner', width), made('refiner', width, device)
@@ -67,8 +75,8 @@ def test_both_heads_of_a_refiner(device, dtype, width, count, layout):
 @widths
 def test_the_end_of_the_extractor(device, dtype, width):
     state, network = states('scorer', width), made('scorer', width, device)
-    image = image_of(3, width, torch.channels_last).to(dtype)
-    (found,) = outputs(3, int(512 * width), device=device)
+    image = image_of(7, width, torch.channels_last).to(dtype)
+    (found,) = outputs(7, int(512 * width), device=device)
     ExtractorHead(network, dtype)(image.to(device), found)
     wanted = rig.attention(state, 'att', tokens_of(image)).mean(1)
     assert_near(found, wanted, TOLERANCES[dtype])
@@ -92,6 +100,11 @@ def test_values_of_a_hidden_layer_that_are_not_finite_are_not_rectified_away():
     image = image_of(2, WIDTHS[0], torch.channels_last)
     RefinerHeads(network, torch.float32)(image, trans, rot)
     assert rot.isnan().all() and trans.isfinite().all()
+
+
+def test_channels_that_a_warp_cannot_share_are_refused():
+    with pytest.raises(ValueError, match='48 channels cannot be shared evenly by 32 lanes'):
+        head_kernels(48, wp.float16, True)
 
 
 def test_norms_that_differ_are_refused():

@@ -9,7 +9,7 @@ are float32, the rest is of the trunk's type.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,16 +18,25 @@ from torch import nn
 from torch.nn import functional
 
 from ..datatypes import require
-from ..warp_launch import as_warp, launch_tiled
-from .head_kernels import THREADS, TOKENS_AT_ONCE, head_kernels
+from ..warp_launch import as_warp, launch
+from .head_kernels import TOKENS_AT_ONCE, head_kernels
 from .networks import HEADS, TOKENS, RefineNet, ScoreNet
 
 WARP_TYPES = {torch.float16: wp.float16, torch.float32: wp.float32}
 
 
+MOST_CROPS = 48  # at once: more take memory (10 MB a crop at width 1) and hardly less time
+
+
 def tokens_of_image(trunk: torch.Tensor) -> torch.Tensor:
     """Tokens (N, 400, d) of a trunk's output (N, d, 20, 20); no copy where channels come last."""
     return trunk.flatten(2).transpose(1, 2).contiguous()
+
+
+def parts_of(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Give tensors (N, ...) in equal parts, the last perhaps smaller, of MOST_CROPS at most."""
+    parts = -(-len(tensors[0]) // MOST_CROPS)
+    return zip(*(tensor.chunk(parts) for tensor in tensors), strict=True)
 
 
 class SelfAttentions:
@@ -77,13 +86,6 @@ def _folded(last: nn.Linear, norm: nn.LayerNorm) -> tuple[torch.Tensor, torch.Te
     return weight * norm.weight.detach().float(), last.bias.detach().float() + shifted
 
 
-def _launch(kernel: wp.Kernel, blocks: int, *arguments: Any) -> None:
-    """Launch a kernel of head_kernels with so many blocks on these tensors and numbers."""
-    tensors = [value for value in arguments if isinstance(value, torch.Tensor)]
-    values = [as_warp(v) if isinstance(v, torch.Tensor) else v for v in arguments]
-    launch_tiled(kernel, (blocks, THREADS), values, tensors[0].device)
-
-
 class RefinerHeads:
     """Both heads of a refiner: of a trunk's output (N, d, 20, 20) trans and rot, (N, 3) float32.
 
@@ -104,11 +106,16 @@ class RefinerHeads:
         self._norm = torch.stack([self._biases[0], *map(_side_by_side, norms)])
         folded = [_folded(last, one.norm2) for last, one in zip(lasts, layers, strict=True)]
         self._last, self._last_bias = (_side_by_side(part) for part in zip(*folded, strict=True))
-        self._kernels = head_kernels(self._norm.shape[2], WARP_TYPES[dtype])
+        on_cuda = self._norm.device.type == 'cuda'
+        self._kernels = head_kernels(self._norm.shape[2], WARP_TYPES[dtype], on_cuda)
 
     @torch.inference_mode()
     def __call__(self, trunk: torch.Tensor, trans: torch.Tensor, rot: torch.Tensor) -> None:
         """Write trans and rot, asynchronously on the current stream."""
+        for part in parts_of(trunk, trans, rot):
+            self._run(*part)
+
+    def _run(self, trunk: torch.Tensor, trans: torch.Tensor, rot: torch.Tensor) -> None:
         tokens = tokens_of_image(trunk)
         _, groups, channels = self._norm.shape
         rows = tokens.view(-1, channels)
@@ -116,26 +123,31 @@ class RefinerHeads:
         product = torch.bmm(mixed.transpose(0, 1), self._weights[0])
         normed = self._normed(rows, product)
         hidden = torch.bmm(normed, self._weights[1])
-        _launch(self._kernels.add_relu, groups * len(rows), hidden.flatten(0, 1), self._biases[1])
+        self._launch('add_relu', groups * len(rows), hidden.flatten(0, 1), self._biases[1])
         sums = self._sums(normed, torch.bmm(hidden, self._weights[2]))
-        both = (self._last, self._last_bias, 1 / TOKENS, trans, rot)
-        _launch(self._kernels.last, len(sums), sums, *both)
+        self._launch('last', len(sums), sums, self._last_bias, 1 / TOKENS, trans, rot)
+
+    def _launch(self, name: str, rows: int, *arguments: Any) -> None:
+        """Launch a kernel with so many rows on these tensors and numbers."""
+        kernels = self._kernels
+        values = [as_warp(v) if isinstance(v, torch.Tensor) else v for v in arguments]
+        launch(getattr(kernels, name), (rows, kernels.lanes), values, self._norm.device)
 
     def _normed(self, rows: torch.Tensor, product: torch.Tensor) -> torch.Tensor:
         """First norm of the tokens (rows, d) and what attention adds to them, (G, rows, d)."""
         out, flat = torch.empty_like(product), product.flatten(0, 1)
         norm = (self._norm, self._eps)
-        _launch(self._kernels.add_norm, len(flat), rows, flat, *norm, out.flatten(0, 1))
+        self._launch('add_norm', len(flat), rows, flat, *norm, out.flatten(0, 1))
         return out
 
     def _sums(self, normed: torch.Tensor, product: torch.Tensor) -> torch.Tensor:
-        """Second norm of both (G, rows, d) added, summed by parts: (G * N, parts, d)."""
+        """Last layer on the second norm of both (G, rows, d) added, summed by parts of a crop."""
         both = normed.flatten(0, 1), product.flatten(0, 1)
-        parts = TOKENS // TOKENS_AT_ONCE
-        sums = torch.empty(len(both[0]) // TOKENS_AT_ONCE, normed.shape[2], device=normed.device)
-        norm = (self._biases[2], self._eps)
-        _launch(self._kernels.norm_sums, len(sums), *both, *norm, sums)
-        return sums.unflatten(0, (-1, parts))
+        crops, parts = len(both[0]) // TOKENS, TOKENS // TOKENS_AT_ONCE
+        sums = torch.empty(crops, self._last_bias.shape[1], parts, device=normed.device)
+        norm = (self._biases[2], self._last, self._eps)
+        self._launch('norm_sums', crops * parts, *both, *norm, sums)
+        return sums
 
 
 class ExtractorHead:
@@ -152,6 +164,6 @@ class ExtractorHead:
     @torch.inference_mode()
     def __call__(self, trunk: torch.Tensor, features: torch.Tensor) -> None:
         """Write the features, asynchronously on the current stream."""
-        mixed = self._attention(tokens_of_image(trunk))[:, :, 0]
-        mean = mixed.mean(1, dtype=torch.float32)
-        torch.addmm(self._bias, mean, self._weight, out=features)
+        parts = (self._attention(tokens_of_image(part)) for (part,) in parts_of(trunk))
+        means = [part[:, :, 0].mean(1, dtype=torch.float32) for part in parts]
+        torch.addmm(self._bias, torch.cat(means), self._weight, out=features)
