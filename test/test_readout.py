@@ -10,7 +10,7 @@ from scipy.spatial.transform import Rotation
 
 from foundationpose_trt.datatypes import Outcome
 from foundationpose_trt.pose.estimator_settings import EstimatorSettings
-from foundationpose_trt.pose.readout import MOST_DRIFT, Readout, Readouts, nearest_rotation
+from foundationpose_trt.pose.readout import MOST_DRIFT, Readout, nearest_rotation
 
 EVIDENCE = np.array([100.0, 80.0, 5.0, 10.0], np.float32)
 
@@ -40,14 +40,12 @@ def test_a_mirror_becomes_a_rotation():
     assert np.linalg.det(nearest) == pytest.approx(1)
 
 
-CENTER_M = np.array([0.4, -0.2, 0.1])
-
-
-def readout(center: np.ndarray = CENTER_M, **settings: float) -> tuple[Readout, np.ndarray]:
+def readout() -> tuple[Readout, np.ndarray]:
     vertices, faces, normals = box_parts(np.array([0.05, 0.03, 0.02]))
     one = mesh(vertices, faces, normals=normals)
+    center = np.array([0.4, -0.2, 0.1])
     object.__setattr__(one, 'center_m', center)
-    return Readout(one, EstimatorSettings(**settings)), center
+    return Readout(one, EstimatorSettings()), center
 
 
 def test_the_pose_is_of_the_mesh_files_origin():
@@ -79,80 +77,3 @@ def test_what_is_too_near_or_far_is_out_of_range(away_m):
     centered = np.eye(4, dtype=np.float32)
     centered[2, 3] = away_m
     assert readout()[0].estimate(centered, EVIDENCE).outcome is Outcome.OUT_OF_RANGE
-
-
-PLACES = [2, 0, 4, 1, 3]  # in which order the objects are asked for
-
-
-def several() -> tuple[Readouts, np.ndarray, np.ndarray]:
-    """Readouts of five objects, their centres, and a row of results of each in PLACES' order."""
-    rng = np.random.default_rng(8)
-    centers = rng.uniform(-0.5, 0.5, (5, 3))
-    rows = np.zeros((5, 20), np.float32)
-    for row in rows:
-        pose = np.eye(4)
-        pose[:3, :3] = Rotation.random(random_state=rng.integers(1 << 30)).as_matrix()
-        pose[:3, :3] += 0.1 * MOST_DRIFT * rng.uniform(-1, 1, (3, 3))
-        pose[:3, 3] = *rng.uniform(-0.3, 0.3, 2), rng.uniform(0.4, 2.0)
-        row[:16], row[16:] = pose.ravel(), rng.integers(0, 9000, 4)
-    readers = [readout(center, max_depth_m=3.0 + k)[0] for k, center in enumerate(centers)]
-    return Readouts(readers), centers, rows
-
-
-@pytest.mark.parametrize('count', [1, 3, 4, 5])
-def test_several_are_read_as_each_is(count):
-    """Few one by one, many at once; each with its own object's origin."""
-    readers, centers, rows = several()
-    found = readers.estimates(PLACES[:count], rows[:count])
-    assert len(found) == count
-    for estimate, index, row in zip(found, PLACES, rows, strict=False):
-        assert estimate.outcome is Outcome.OK
-        given, pose = row[:16].reshape(4, 4).astype(float), estimate.camera_from_object
-        assert pose.shape == (4, 4) and pose.dtype == np.float64
-        np.testing.assert_allclose(pose[:3, :3], polar(given[:3, :3])[0], atol=1e-9)
-        np.testing.assert_allclose(pose[:3, :3] @ centers[index] + pose[:3, 3], given[:3, 3])
-        np.testing.assert_array_equal(pose[3], [0, 0, 0, 1])
-        quality = estimate.quality
-        counts = [quality.rendered, quality.agreeing, quality.in_front, quality.behind]
-        assert counts == row[16:].tolist() and all(type(one) is int for one in counts)
-
-
-@pytest.mark.parametrize(
-    ('place', 'value', 'outcome'),
-    [
-        (0, np.nan, Outcome.NOT_FINITE),
-        (7, np.inf, Outcome.NOT_FINITE),
-        (11, -np.inf, Outcome.NOT_FINITE),
-        (17, np.nan, Outcome.NOT_FINITE),
-        (11, 0.05, Outcome.OUT_OF_RANGE),
-        (11, 4.5, Outcome.OUT_OF_RANGE),  # of the object at place 1 alone: the others see farther
-    ],
-)
-def test_one_that_is_no_pose_leaves_the_others_alone(place, value, outcome):
-    readers, _, rows = several()
-    good = readers.estimates(PLACES, rows)
-    at = PLACES.index(1)
-    rows[at, place] = value
-    found = readers.estimates(PLACES, rows)
-    assert found[at].outcome is outcome and found[at].camera_from_object is None
-    for k in set(range(5)) - {at}:
-        assert found[k].outcome is Outcome.OK and found[k].quality == good[k].quality
-        np.testing.assert_allclose(
-            found[k].camera_from_object, good[k].camera_from_object, atol=1e-12
-        )
-
-
-@pytest.mark.parametrize('size', [1e-3, 0.2])
-def test_one_that_is_hardly_a_rotation_becomes_the_nearest(size):
-    readers, _, rows = several()
-    rows[2, :3] += np.float32(size)
-    wanted = polar(rows[2, :16].reshape(4, 4)[:3, :3].astype(float))[0]
-    found = readers.estimates(PLACES, rows)[2].camera_from_object
-    np.testing.assert_allclose(found[:3, :3], wanted, atol=1e-7)
-
-
-def test_a_mirror_among_several_becomes_a_rotation():
-    readers, _, rows = several()
-    rows[3, :3] *= -1
-    found = readers.estimates(PLACES, rows)
-    assert all(np.linalg.det(one.camera_from_object[:3, :3]) > 0.99 for one in found)

@@ -28,7 +28,7 @@ from .inference import PoseInference
 from .mesh import ObjectMesh
 from .observation import Uploader
 from .quality import confirmed
-from .readout import Readout, Readouts
+from .readout import Readout
 from .register_pass import RegisterPass
 from .track_pass import TrackPass, run_pass
 from .views import ViewWriter
@@ -113,8 +113,7 @@ class PoseEstimator:
 
     def _use(self, settings: tuple[EstimatorSettings, ...]) -> None:
         self._settings = settings
-        pairs = zip(self.meshes, settings, strict=True)
-        self._readouts = Readouts([Readout(*pair) for pair in pairs])
+        self._readouts = [Readout(*pair) for pair in zip(self.meshes, settings, strict=True)]
         grids = [torch.from_numpy(start_rotations(one.symmetries)) for one in settings]
         self._rotations = [grid.float().to(self.device) for grid in grids]
 
@@ -236,8 +235,10 @@ class PoseEstimator:
         track = self._track_pass_for(frame.depth_m.shape)
         wanted = [(index, self._settings[index].track_iterations) for index in indices]
         found = run_pass(track, self.inference.refine, frame, camera_from_centered, wanted)
-        estimates = self._readouts.estimates(indices, found)
-        return dict(zip(indices, estimates, strict=True))
+        return {
+            index: self._readouts[index].estimate_row(row)
+            for index, row in zip(indices, found.tolist(), strict=True)
+        }
 
     @torch.inference_mode()
     def score(self, frame: Frame, camera_from_object: np.ndarray, index: int = 0) -> np.ndarray:

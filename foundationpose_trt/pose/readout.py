@@ -14,9 +14,6 @@ from .estimator_settings import EstimatorSettings
 from .mesh import ObjectMesh
 
 MOST_DRIFT = 1e-4  # of R^T R from the identity; one step leaves less than its square
-IDENTITY, IDENTITY_ROW = np.eye(3), (0.0, 0.0, 0.0, 1.0)
-MANY = 4  # objects, from which arrays cost less than plain numbers
-NEAR, FAR = 3, 4  # columns of Readouts' table, behind the offset
 
 
 @dataclass(frozen=True)
@@ -28,11 +25,6 @@ class Readout:
 
     mesh: ObjectMesh
     settings: EstimatorSettings
-
-    @property
-    def numbers(self) -> list[float]:
-        """The offset of the mesh file's origin, and the depths in between which a pose may be."""
-        return [*self._offset_m, self.settings.min_depth_m, self.settings.max_depth_m]
 
     def estimate(self, camera_from_centered: np.ndarray, evidence: np.ndarray) -> PoseEstimate:
         """Name the outcome of a pose (4, 4) and its counts (kernel count_evidence)."""
@@ -88,45 +80,6 @@ class Readout:
 
     def _in_range(self, depth_m: float) -> bool:
         return self.settings.min_depth_m <= depth_m <= self.settings.max_depth_m
-
-
-class Readouts:
-    """The readouts of several objects: each alone by its place, or many at once."""
-
-    def __init__(self, each: Sequence[Readout]) -> None:
-        self._each = list(each)
-        self._table = np.array([one.numbers for one in each])
-
-    def __getitem__(self, index: int) -> Readout:
-        return self._each[index]
-
-    def estimates(self, indices: Sequence[int], rows: np.ndarray) -> list[PoseEstimate]:
-        """Name the outcomes of objects, by their places, from rows (n, 20): as estimate_row."""
-        found = self._all_good(indices, rows) if len(indices) >= MANY else None
-        if found is not None:
-            return found
-        pairs = zip(indices, rows.tolist(), strict=True)
-        return [self._each[index].estimate_row(row) for index, row in pairs]
-
-    def _all_good(self, indices: Sequence[int], rows: np.ndarray) -> list[PoseEstimate] | None:
-        """Return the estimates where all are OK and ordinary rotations, else None."""
-        numbers, table = rows.astype(float), self._table[indices]
-        poses = numbers[:, :16].reshape(-1, 4, 4)
-        rotations, depths_m = poses[:, :3, :3], poses[:, 2, 3]
-        off = rotations.transpose(0, 2, 1) @ rotations - IDENTITY
-        # written so that what is not a number is not good
-        good = abs(off).max() < MOST_DRIFT and np.linalg.det(rotations).min() > 0
-        good = good and (depths_m >= table[:, NEAR]).all() and (depths_m <= table[:, FAR]).all()
-        if not (good and math.isfinite(abs(numbers).sum())):
-            return None
-        poses[:, :3, :3] -= 0.5 * (rotations @ off)  # the step of nearest_rotation()
-        poses[:, :3, 3:] += rotations @ table[:, :NEAR, None]
-        poses[:, 3] = IDENTITY_ROW
-        counts = numbers[:, 16:].astype(int).tolist()
-        return [
-            PoseEstimate(Outcome.OK, pose, quality=PoseQuality(*count))
-            for pose, count in zip(poses, counts, strict=True)
-        ]
 
 
 def nearest_rotation(matrix: Sequence[float]) -> list[float]:
