@@ -274,7 +274,7 @@ class Run:
         self.require(same, 'a used pass writes something else')
         track.move(self.step(n), n)
         ties = smoothing_ties(self.raw.depth_m)
-        for row, a, b, values in zip(rows, *ours, track.end(n), strict=True):
+        for row, a, b, values in zip(rows, *ours, track.end(n).rows, strict=True):
             crop = replace(cut[row], seen=self.filtered)
             known, side_px = in_patch(crop, self.case), (crop.window[2:] - crop.window[:2]).max()
             self.require(known.all() or side_px == 1, f'the patch cuts a window, row {row}')
@@ -297,7 +297,7 @@ class Run:
         self.compare_broken(ours, broken, rows)
         self.require((broken[1][rows] == 0).all(), 'a broken pose sees something')
         track.move(self.step(n, 0.3), n)
-        self.require((track.end(n)[rows, 16:] == 0).all(), 'a broken pose has evidence')
+        self.require((track.end(n).rows[rows, 16:] == 0).all(), 'a broken pose has evidence')
 
     def begun(self, track: TrackPass, rows: list[int]) -> tuple[np.ndarray, np.ndarray]:
         track.begin(self.case.frame, self.case.poses[rows], self.case.objects[rows].tolist())

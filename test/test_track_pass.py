@@ -132,7 +132,7 @@ def test_crops_are_those_of_the_plain_functions_on_every_iteration(device, frame
         update = {name: tensor(rng.normal(0, 0.2, (3, 3)), device) for name in ('trans', 'rot')}
         track.move(update, 3)
         at = apply_update(at, update, plain.radius)
-    found = track.end(3)
+    found = track.end(3).rows
     np.testing.assert_allclose(found[:, :16], at.cpu().reshape(3, 16), atol=2e-6)
     counted = plain.evidence(at).cpu().numpy()
     assert (counted[:, 0] > 2000).all() and (counted[:, 1:].sum(1) > 1000).all()
@@ -155,7 +155,7 @@ def test_the_next_frame_knows_nothing_of_the_last(device, frame):
     nothing = {name: torch.zeros(3, 3, device=device) for name in ('trans', 'rot')}
     for track in (fresh, used):
         track.move(nothing, 3)
-    np.testing.assert_array_equal(used.end(3), fresh.end(3))
+    np.testing.assert_array_equal(used.end(3).rows, fresh.end(3).rows)
 
 
 @on_devices
@@ -167,7 +167,7 @@ def test_those_that_have_had_their_iterations_stay_and_are_judged_where_they_are
     for active in (3, 2, 1):
         track.write(active)
         track.move({name: values[:active].clone() for name, values in shift.items()}, active)
-    found = track.end(3)
+    found = track.end(3).rows
     moved = found[:, [3, 7, 11]] - poses[:, :3, 3]
     radii = np.array(DIAMETERS_M)[list(ORDER)] / 2
     np.testing.assert_allclose(moved, 0.1 * (radii * [3, 2, 1])[:, None] + np.zeros(3), atol=1e-6)
@@ -225,7 +225,7 @@ def test_depth_that_is_no_depth_is_as_none(device, frame, value):
         crops = [half.clone() for half in track.write(3)]
         nothing = {name: torch.zeros(3, 3, device=device) for name in ('trans', 'rot')}
         track.move(nothing, 3)
-        results.append((*crops, torch.from_numpy(track.end(3))))
+        results.append((*crops, torch.from_numpy(track.end(3).rows)))
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, atol=0, rtol=0)
     assert results[0][2][:, 17].min() > 100
@@ -246,7 +246,7 @@ def test_a_network_that_answers_nonsense_moves_no_other_pose(device, frame, bad)
         track.write(3)
         update = {name: values.clone() for name, values in update.items()}
     track.move(update, 3)
-    found = track.end(3)
+    found = track.end(3).rows
     np.testing.assert_allclose(
         found[[0, 2], :16], poses.reshape(3, 16)[[0, 2]].astype(np.float32), atol=1e-6
     )
@@ -270,7 +270,7 @@ def test_outputs_of_any_type_and_place_are_read(device, frame):
         update = {'rot': rot, 'trans': trans, 'other': rot}
         track.move(update, 3)
         at = apply_update(at, update, radius)
-    np.testing.assert_allclose(track.end(3)[:, :16], at.cpu().reshape(3, 16), atol=2e-6)
+    np.testing.assert_allclose(track.end(3).rows[:, :16], at.cpu().reshape(3, 16), atol=2e-6)
 
 
 @on_devices

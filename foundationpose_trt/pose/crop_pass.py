@@ -24,12 +24,20 @@ from .rasterizer import meshes_of
 from .update import ROT_NORMALIZER_RAD
 
 POSE, COUNTS = 16, 4  # values of a row of results
+ROW_BYTES, FINAL_BYTES = 4 * (POSE + COUNTS), 8 * POSE  # of float32, and of float64
 FEW = 8  # poses, with which the largest face decides how long drawing takes
 FACE_PARTS = 16  # threads that share its rows then, on CUDA
 OUTPUTS = ('trans', 'rot')  # of the refiner, in the order of kernels.move's arguments, from 1
 
 Crops = tuple[torch.Tensor, torch.Tensor]
 Refine = Callable[[torch.Tensor, torch.Tensor], dict[str, torch.Tensor]]
+
+
+def views_of(found: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Results (n, 20) float32 and finals (n, 4, 4) float64 in one memory, uint8."""
+    n = len(found) // (ROW_BYTES + FINAL_BYTES)
+    results, final = found[: n * ROW_BYTES], found[n * ROW_BYTES :]
+    return results.view(torch.float32).view(n, -1), final.view(torch.float64).view(n, 4, 4)
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,8 @@ class CropPass:
     start() or place() says where the poses are; then write() and move() alternate, once per
     iteration of the refiner, and count() judges what move() has drawn. Each of write() and count()
     needs something drawn and leaves nothing behind. results: (n, 20) float32, each pose row by row
-    and its counts (count). No call waits for the device.
+    and its counts (count); final: (n, 4, 4) float64, camera_from_object as kernels.keep_final
+    makes it; found: the memory of both. No call waits for the device.
     """
 
     def __init__(
@@ -73,7 +82,9 @@ class CropPass:
         self._moves: dict[tuple[torch.dtype, ...], RecordedLaunch] = {}  # by the outputs' types
         self._outputs: dict[tuple[torch.dtype, ...], dict[str, torch.Tensor]] = {}  # they read
         n = self._count
-        self.results = self._tensor((n, POSE + COUNTS))
+        # one after the other, for who copies both
+        self.found = self._tensor((n * (ROW_BYTES + FINAL_BYTES),), torch.uint8)
+        self.results, self.final = views_of(self.found)
         if visibility is None:
             visibility = self._tensor((n, CROP_PX, CROP_PX), torch.int64).fill_(-1)
         self.visibility = visibility
@@ -101,6 +112,8 @@ class CropPass:
         tracked.instances = instances
         tracked.grid = as_warp(self._tensor((n, 4)), wp.vec4)
         tracked.results = as_warp(self.results)
+        tracked.final = as_warp(self.final, wp.mat44d)
+        tracked.centers_m = bank.centers_m
         tracked.diameters_m = as_warp(diameters_m)
         tracked.default_texture = as_warp(bank.default_texture_device)
         if header is not None:

@@ -235,9 +235,11 @@ class PoseEstimator:
         track = self._track_pass_for(frame.depth_m.shape)
         wanted = [(index, self._settings[index].track_iterations) for index in indices]
         found = run_pass(track, self.inference.refine, frame, camera_from_centered, wanted)
+        poses = found.camera_from_object
+        is_made = poses[:, 3, 3].tolist()  # else by the host, if it is a pose
         return {
-            index: self._readouts[index].estimate_row(row)
-            for index, row in zip(indices, found.tolist(), strict=True)
+            index: self._readouts[index].estimate_row(row, poses[k] if is_made[k] else None)
+            for k, (index, row) in enumerate(zip(indices, found.rows.tolist(), strict=True))
         }
 
     @torch.inference_mode()

@@ -50,6 +50,7 @@ class MeshBank:
         self.faces = self._put(np.concatenate(faces), 'i4', wp.vec3i)
         self.face_start = self._put(np.cumsum(counts) - counts, 'i4')
         self.face_count = self._put(counts, 'i4')
+        self.centers_m = self._put(np.stack([m.center_m for m in meshes]), 'f8', wp.vec3d)
 
     def _upload_textures(
         self, meshes: Sequence[ObjectMesh], extra_textures: Sequence[np.ndarray]

@@ -30,17 +30,23 @@ class Readout:
         """Name the outcome of a pose (4, 4) and its counts (kernel count_evidence)."""
         return self.estimate_row(camera_from_centered.ravel().tolist() + evidence.tolist())
 
-    def estimate_row(self, numbers: list[float]) -> PoseEstimate:
-        """Name the outcome of a pose's 16 numbers, row by row, and its counts: a result's row."""
+    def estimate_row(
+        self, numbers: list[float], camera_from_object: np.ndarray | None = None
+    ) -> PoseEstimate:
+        """Name the outcome of a pose's 16 numbers, row by row, and its counts: a result's row.
+
+        camera_from_object: (4, 4) float64 of the same pose, where the device has made it.
+        """
         if not math.isfinite(sum(map(abs, numbers))):
             return PoseEstimate(Outcome.NOT_FINITE)
         if not self._in_range(numbers[11]):
             return PoseEstimate(Outcome.OUT_OF_RANGE)
-        rotation = nearest_rotation(numbers[0:3] + numbers[4:7] + numbers[8:11])
-        place = (numbers[3], numbers[7], numbers[11])
-        pose = self._uncentered(rotation, place)
-        quality = PoseQuality(*map(int, numbers[16:]))
-        return PoseEstimate(Outcome.OK, pose, quality=quality)
+        if camera_from_object is None:
+            rotation = nearest_rotation(numbers[0:3] + numbers[4:7] + numbers[8:11])
+            camera_from_object = self._uncentered(rotation, (numbers[3], numbers[7], numbers[11]))
+        rendered, agreeing, in_front, behind = numbers[16:]
+        quality = PoseQuality(int(rendered), int(agreeing), int(in_front), int(behind))
+        return PoseEstimate(Outcome.OK, camera_from_object, None, quality)
 
     def registration(self, values: np.ndarray, count: int) -> PoseEstimate:
         """Name the outcome of a registration that ended with `count` hypotheses, best first.

@@ -12,6 +12,7 @@ import warp as wp
 
 from .crops import bilinear_color, inside, source_index
 from .raster_kernels import EMPTY, Instances, Meshes, bounded, write_rendered
+from .readout import MOST_DRIFT
 
 wp.set_module_options({'enable_backward': False})  # nothing is differentiated; half to compile
 
@@ -23,6 +24,9 @@ SMALL_SQUARED = wp.constant(1.0e-8)  # below, sine and cosine by their series: g
 LARGEST_PX = wp.constant(wp.float64(1.0e6))
 NEAREST_M = wp.constant(wp.float64(1.0e-3))
 HALF = wp.constant(wp.float64(0.5))
+ZERO = wp.constant(wp.float64(0.0))
+ONE = wp.constant(wp.float64(1.0))
+DRIFT = wp.constant(wp.float64(MOST_DRIFT))
 SIDE = wp.constant(wp.float64(160.0))
 SIDE_SEEN = wp.constant(wp.float64(159.0))  # foundationpose.md §2.4
 
@@ -36,16 +40,19 @@ CAMERA_VALUES = wp.constant(6)  # fx to height
 class Tracked:
     """What a call knows of its poses; arrays of length n, and what they are made of.
 
-    grid: source of crop pixels as crops.observed_grid; results: (n, 20) pose, counts.
-    diameters_m, default_texture: by mesh. header: in the host's memory, read over the bus by
-    start() alone, which copies what comes first in it to camera. patch: x, y, width, height, of
-    one entry.
+    grid: source of crop pixels as crops.observed_grid; results: (n, 20) pose, counts; final:
+    camera_from_object, the last of its numbers 0 instead of 1 where it is not to be used (see
+    keep_final). diameters_m, centers_m, default_texture: by mesh. header: in the host's memory,
+    read over the bus by start() alone, which copies what comes first in it to camera. patch: x,
+    y, width, height, of one entry.
     """
 
     instances: Instances
     grid: wp.array(dtype=wp.vec4)
     results: wp.array2d(dtype=float)
+    final: wp.array(dtype=wp.mat44d)
     diameters_m: wp.array(dtype=wp.float64)
+    centers_m: wp.array(dtype=wp.vec3d)
     default_texture: wp.array(dtype=int)
     header: wp.array(dtype=float)
     camera: wp.array(dtype=float)
@@ -122,6 +129,34 @@ def place_crop(tracked: Tracked, n: int, camera: wp.array(dtype=float)):
 
 
 @wp.func
+def keep_final(tracked: Tracked, n: int, pose: wp.mat44):
+    """Keep the pose of the mesh file's origin, its rotation the nearest one, in float64.
+
+    By the one step of readout.nearest_rotation; where that does not do (too far from a rotation,
+    a mirror, not finite) it is marked, and the host decides.
+    """
+    given = wp.mat33d()
+    for i in range(3):
+        for j in range(3):
+            given[i, j] = wp.float64(pose[i, j])
+    off = wp.transpose(given) * given - wp.identity(3, dtype=wp.float64)
+    drift = ZERO
+    for i in range(3):
+        for j in range(3):
+            drift = drift + wp.abs(off[i, j])  # a sum: what is not a number stays in it
+    nearest = given - HALF * (given * off)
+    away = nearest * tracked.centers_m[tracked.instances.mesh[n]]
+    final = wp.mat44d()
+    for i in range(3):
+        for j in range(3):
+            final[i, j] = nearest[i, j]
+        final[i, 3] = wp.float64(pose[i, 3]) - away[i]
+    if drift < DRIFT and wp.determinant(given) > ZERO:
+        final[3, 3] = ONE
+    tracked.final[n] = final
+
+
+@wp.func
 def keep_pose(tracked: Tracked, n: int, pose: wp.mat44, camera: wp.array(dtype=float)):
     """Make a pose the current one: for the next crop and in the results, with nothing counted."""
     tracked.instances.camera_from_centered[n] = pose
@@ -130,6 +165,7 @@ def keep_pose(tracked: Tracked, n: int, pose: wp.mat44, camera: wp.array(dtype=f
             tracked.results[n, i * 4 + j] = pose[i, j]
     for k in range(COUNTS):
         tracked.results[n, POSE_VALUES + k] = 0.0
+    keep_final(tracked, n, pose)
     place_crop(tracked, n, camera)
 
 

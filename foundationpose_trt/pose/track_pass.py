@@ -9,6 +9,7 @@ The CUDA graph is the refiner's alone.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from ..runtime.stage_timer import StageTimer
 from ..warp_launch import RecordedLaunch, as_warp, pinned_as_warp
 from . import track_kernels as kernels
 from .copier import Copier
-from .crop_pass import COUNTS, POSE, CropPass, Crops, PassImages, Refine
+from .crop_pass import POSE, CropPass, Crops, PassImages, Refine, views_of
 from .depth import erode, smooth, spatial_weights
 from .mesh_bank import MeshBank
 from .patch import Patch, neighbourhood
@@ -56,6 +57,18 @@ class _Staged:
             self._fetch((in_steps(-(-count // self._per_word), self._words),), stream)
 
 
+class Tracked(NamedTuple):
+    """What a pass gives of n objects.
+
+    rows: (n, 20) float32, 16 values of camera_from_centered, row by row, and the counts of
+    kernels.count_evidence. camera_from_object: (n, 4, 4) float64, metres, the last number of one
+    0 where kernels.keep_final leaves it to the host.
+    """
+
+    rows: np.ndarray
+    camera_from_object: np.ndarray
+
+
 class TrackPass:
     """Tracks poses of objects of one bank in images of one size. Not thread-safe.
 
@@ -86,12 +99,14 @@ class TrackPass:
         self._is_open = False  # begun and not ended
         self._copier = Copier()
         self._done = torch.cuda.Event() if self._is_cuda else None
-        self._results_host = torch.zeros(
-            self._count, POSE + COUNTS, pin_memory=self._is_cuda, dtype=torch.float32
-        )
         self.filtered = torch.zeros(1, pixels, device=self._device)
         images = PassImages(self._rgb.on_device, self.filtered, size)
         self._pass = CropPass(bank, diameters_m, crops, images, self._header)
+        self._found = self._pass.found
+        if self._is_cuda:
+            self._found = torch.zeros_like(self._pass.found, device='cpu').pin_memory()
+        results, final = views_of(self._found)
+        self._results, self._final = results.numpy(), final.numpy()
         self._record_filters()
 
     def _record_filters(self) -> None:
@@ -192,22 +207,18 @@ class TrackPass:
         self._pass.move(update, n)
         self._pass.draw(n)
 
-    def end(self, n: int) -> np.ndarray:
-        """Return the poses of n objects and their evidence: (n, 20) float32, the caller's own.
+    def end(self, n: int) -> Tracked:
+        """Return the poses of n objects and their evidence, the caller's own.
 
-        16 values of camera_from_centered, row by row, and the counts of kernels.count_evidence.
         The only wait of a frame.
         """
         self._pass.count(n)
-        if self._done is None:
-            self._is_open = False
-            return self._pass.results[:n].numpy().copy()
-        # all of them: slicing takes longer
-        self._results_host.copy_(self._pass.results, non_blocking=True)
-        self._done.record(current_stream(self._device))
-        self._done.synchronize()
+        if self._done is not None:
+            self._found.copy_(self._pass.found, non_blocking=True)  # slicing takes longer
+            self._done.record(current_stream(self._device))
+            self._done.synchronize()
         self._is_open = False
-        return self._results_host[:n].numpy().copy()
+        return Tracked(self._results[:n].copy(), self._final[:n].copy())
 
 
 def in_steps(count: int, most: int) -> int:
@@ -221,7 +232,7 @@ def run_pass(
     frame: Frame,
     camera_from_centered: np.ndarray,
     objects_and_iterations: Sequence[tuple[int, int]],
-) -> np.ndarray:
+) -> Tracked:
     """Track poses (n, 4, 4) of objects, each so many iterations (falling): as TrackPass.end."""
     iterations = [count for _, count in objects_and_iterations]
     track.begin(frame, camera_from_centered, [index for index, _ in objects_and_iterations])
