@@ -15,7 +15,6 @@ from scipy.ndimage import map_coordinates
 from test_depth_filter import expected as filtered_by_hand
 
 from foundationpose_trt.datatypes import CameraIntrinsics, Frame
-from foundationpose_trt.pose import track_pass
 from foundationpose_trt.pose.crops import (
     REFINER_CROP,
     CropGeometry,
@@ -282,24 +281,6 @@ def test_a_pass_that_came_to_no_end_leaves_nothing_behind(device, frame):
         track.begin(frame, poses, ORDER)
     for half, wanted in zip(used.write(3), fresh.write(3), strict=True):
         torch.testing.assert_close(half, wanted, atol=0, rtol=0)
-
-
-@on_devices
-def test_a_second_thread_packs_the_same_colours(device, frame, monkeypatch):
-    """Also where the pass before broke off while that thread was at work."""
-    results, poses = [], centered(STARTS)
-    other = replace(frame, rgb=255 - frame.rgb)
-    for many in (frame.rgb.size, 0):
-        monkeypatch.setattr(track_pass, 'MANY_PIXELS', many)
-        track = track_of(device, frame.depth_m.shape)
-        with monkeypatch.context() as broken, pytest.raises(ZeroDivisionError):
-            broken.setattr(track, '_send_depth', lambda *_: 1 // 0)
-            track.begin(other, poses, ORDER)
-        track.begin(frame, poses, ORDER)
-        results.append([half.clone() for half in track.write(3)])
-        assert track._copier._is_running == (many == 0)
-    for half, same in zip(*results, strict=True):
-        torch.testing.assert_close(half, same, atol=0, rtol=0)
 
 
 @on_devices

@@ -26,7 +26,7 @@ from .update import ROT_NORMALIZER_RAD
 POSE, COUNTS = 16, 4  # values of a row of results
 ROW_BYTES, FINAL_BYTES = 4 * (POSE + COUNTS), 8 * POSE  # of float32, and of float64
 FEW = 8  # poses, with which the largest face decides how long drawing takes
-FACE_PARTS = 16  # threads that share its rows then, on CUDA
+FACE_PARTS = 8  # threads that share its rows then, on CUDA
 OUTPUTS = ('trans', 'rot')  # of the refiner, in the order of kernels.move's arguments, from 1
 
 Crops = tuple[torch.Tensor, torch.Tensor]

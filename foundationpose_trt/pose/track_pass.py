@@ -1,9 +1,8 @@
 """One tracked frame around the refiner: one way there, few launches, one way back.
 
 Only what a pose can reach is copied to the device: depth first, so that it is filtered while the
-host packs the colours; many of them a second thread packs, from the start. Packing takes longer
-than the device needs for what it could do beside the copies, so they need no stream of their own.
-The CUDA graph is the refiner's alone.
+host packs the colours. Packing takes longer than the device needs for what it could do beside the
+copies, so they need no stream of their own. The CUDA graph is the refiner's alone.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from ..runtime.capture import CAPTURING
 from ..runtime.stage_timer import StageTimer
 from ..warp_launch import RecordedLaunch, as_warp, pinned_as_warp
 from . import track_kernels as kernels
-from .copier import Copier
 from .crop_pass import POSE, CropPass, Crops, PassImages, Refine, views_of
 from .depth import erode, smooth, spatial_weights
 from .mesh_bank import MeshBank
@@ -30,7 +28,6 @@ from .patch import Patch, neighbourhood
 HEADER = len(kernels.HEADER)
 STEP = 4096  # of launches: a patch that grows by less needs no other one
 WORD = 4  # bytes that a thread fetches
-MANY_PIXELS = 160_000  # whose colours take longer to pack than to hand to another thread
 
 
 class _Staged:
@@ -97,7 +94,6 @@ class TrackPass:
         self._depth = _Staged(pixels, torch.float32, self._device)
         self.timer = StageTimer(self._device)  # of bringing a patch there
         self._is_open = False  # begun and not ended
-        self._copier = Copier()
         self._done = torch.cuda.Event() if self._is_cuda else None
         self.filtered = torch.zeros(1, pixels, device=self._device)
         images = PassImages(self._rgb.on_device, self.filtered, size)
@@ -133,8 +129,6 @@ class TrackPass:
         self._open()
         diameters_m = self._diameters_m[list(objects)]
         patch = neighbourhood(camera_from_centered, frame.intrinsics, diameters_m)
-        if patch.pixels > MANY_PIXELS:
-            self._copier.start(*self._colors(frame, patch))
         self._pass.use_current_stream()
         self._fill_header(frame.intrinsics, patch, camera_from_centered, objects)
         self._pass.start(n)
@@ -143,7 +137,6 @@ class TrackPass:
     def _open(self) -> None:
         """Begin anew; what a pass left that came to no end is waited for and put away."""
         if self._is_open:
-            self._copier.finish()
             if self._is_cuda:
                 with CAPTURING:  # the device must not be waited for while a stream captures
                     torch.cuda.synchronize(self._device)
@@ -183,14 +176,9 @@ class TrackPass:
         np.copyto(packed, patch.of(frame.depth_m))  # the filters know invalid depth
         self._depth.send(patch.pixels, self._pass.stream)
 
-    def _colors(self, frame: Frame, patch: Patch) -> tuple[np.ndarray, np.ndarray]:
-        """Where the colours are to be packed, and which."""
-        packed = self._rgb.values[: 3 * patch.pixels].reshape(patch.height, patch.width, 3)
-        return packed, patch.of(frame.rgb)
-
     def _send_colors(self, frame: Frame, patch: Patch) -> None:
-        if not self._copier.finish():
-            np.copyto(*self._colors(frame, patch))
+        packed = self._rgb.values[: 3 * patch.pixels].reshape(patch.height, patch.width, 3)
+        np.copyto(packed, patch.of(frame.rgb))
         self._rgb.send(3 * patch.pixels, self._pass.stream)
 
     def _filter(self, patch: Patch) -> None:
