@@ -1,8 +1,10 @@
 """Warp kernels between the matrix products of the heads: what lies there is read once.
 
 Rows are tokens, one head's after the other's: of G * rows, row r is of head r // rows. On CUDA the
-lanes of a warp share a row, on a CPU one thread has it. All is summed in float32. No
-`annotations` from the future: Warp evaluates those of closures at once.
+lanes of a warp share a row, on a CPU one thread has it; a lane has every so manieth four channels,
+of half precision in one word of 64 bits, and ROWS rows one after the other, for which it keeps
+what is the same for all. All is summed in float32. No `annotations` from the future: Warp
+evaluates those of closures at once.
 """
 
 import functools
@@ -14,20 +16,21 @@ import warp as wp
 from ..datatypes import require
 
 LANES = 32  # of a warp, CUDA C++ Programming Guide, "SIMT Architecture"
-TOKENS_AT_ONCE = 4  # of a crop's 400, summed up by one warp
+ROWS = wp.constant(4)  # one after the other; 400 tokens are a multiple
 
 
 @dataclass(frozen=True)
 class HeadKernels:
-    """Kernels for tokens of so many channels d; dim of a launch: rows, lanes.
+    """Kernels for tokens of d channels; a launch has a ROWSth of the rows, and lanes.
 
-    add_norm: layer norm of tokens (rows, d) + product (G * rows, d) + bias; norm (3, G, d): these
-    biases, and the norm's scales and shifts. add_relu: of a product and a bias, in its place.
-    norm_sums: of the layer norm of tokens (G * rows, d) + product + bias, without scale and
-    shift, products with the rows of weight (G, 3, d), summed over TOKENS_AT_ONCE tokens, for
-    which a launch has one row. last: of one head and crop a row, from these sums
-    (G * N, 3, 400 / TOKENS_AT_ONCE) their mean and the bias, of the first head to trans, of the
-    second to rot.
+    Rows (R, d / 4) are of words: uint64 of half precision, vec4 of single; parameters are of vec4.
+    add_norm: layer norm of tokens
+    (R, d) + product (G * R, d) + bias; norm (3, G, d): these biases, and the norm's scales and
+    shifts. add_relu: of a product and a bias (G, d), in its place. norm_sums: of the layer norm
+    of tokens (G * R, d) + product + bias, without scale and shift, products with the rows of
+    weight (G, 3, d), summed over ROWS tokens. last: with one row per head and crop, from these
+    sums (G * N, 3, 400 / ROWS) their mean and the bias, of the first head to trans, of the second
+    to rot.
     """
 
     lanes: int
@@ -40,134 +43,221 @@ class HeadKernels:
 @wp.func_native(
     """
 #if defined(__CUDA_ARCH__)
-    for (int offset = 16; offset > 0; offset /= 2)
-        value += __shfl_xor_sync(0xffffffff, value, offset);
+    unsigned mask = __activemask();
+    for (int offset = lanes / 2; offset > 0; offset /= 2)
+        value += __shfl_xor_sync(mask, value, offset);
 #endif
     return value;
 """
 )
-def warp_sum(value: float) -> float:
-    """Sum over the lanes of a warp, in each of them; on a CPU the value itself."""
+def lanes_sum(value: float, lanes: int) -> float:
+    """Sum over neighbouring lanes, in each of them; on a CPU the value itself."""
     return value  # what the snippet does is not this
 
 
+@wp.func_native(
+    """
+    wp::vec_t<4, wp::float32> out;
+    for (int i = 0; i < 4; ++i) {
+        wp::half one;
+        one.u = (unsigned short)(word >> (16 * i));
+        out[i] = wp::half_to_float(one);
+    }
+    return out;
+"""
+)
+def unpacked(word: wp.uint64) -> wp.vec4:
+    """Four numbers of half precision in a word, the first in its lowest bits."""
+    return wp.vec4()  # as above
+
+
+@wp.func_native(
+    """
+    wp::uint64 word = 0;
+    for (int i = 0; i < 4; ++i)
+        word |= (wp::uint64)(wp::float_to_half(values[i]).u) << (16 * i);
+    return word;
+"""
+)
+def packed(values: wp.vec4) -> wp.uint64:
+    """Round four numbers to half precision, into a word."""
+    return wp.uint64(0)  # as above
+
+
+@wp.func
+def as_it_is(values: wp.vec4) -> wp.vec4:
+    """Single precision is stored as it is computed with."""
+    return values
+
+
 @functools.cache
-def head_kernels(channels: int, dtype: Any, on_cuda: bool) -> HeadKernels:
-    """Make the kernels for a number of channels and a type, wp.float16 or wp.float32.
+def head_kernels(channels: int, is_half: bool, on_cuda: bool) -> HeadKernels:
+    """Make the kernels for a number of channels, of half or single precision.
 
     What a lane keeps in registers is a constant of its kernel. Nothing is compiled before the
-    first launch. Raises ValueError where the lanes cannot share the channels evenly.
+    first launch. Raises ValueError where lanes cannot share the channels evenly.
     """
-    lanes = LANES if on_cuda else 1
+    lanes = min(LANES, channels // 4) if on_cuda else 1
     require(
-        channels % lanes == 0,
-        f'{channels} channels cannot be shared evenly by {lanes} lanes: use backend torch',
+        lanes > 0 and lanes & (lanes - 1) == 0 and channels % (4 * lanes) == 0,
+        f'{channels} channels cannot be shared evenly, four at a time: use backend torch',
     )
-    add_norm, norm_sums = _norms(channels, dtype, lanes)
-    add_relu = _add_relu(channels, dtype, lanes)
-    return HeadKernels(lanes, add_norm, add_relu, norm_sums, _last(lanes))
+    parts = _parts(channels, is_half, lanes)
+    return HeadKernels(
+        lanes, _add_norm(parts), _add_relu(parts), _norm_sums(parts, lanes), _last(lanes)
+    )
 
 
-def _normalized(channels: int, dtype: Any, lanes: int) -> tuple[wp.Function, Any]:
-    """Make what normalizes a row, and the type of what a lane has of it."""
-    stride = wp.constant(lanes)
-    own = wp.constant(channels // lanes)
-    per_channel = wp.constant(1.0 / channels)
+@dataclass(frozen=True)
+class _Parts:
+    """What a lane does with its channels of a row: the functions that the kernels are made of.
+
+    word: in which four channels are stored; values: all of a lane, in registers. load gives
+    those of a row, numbers those of a row of parameters, store writes them, normalized is of
+    all lanes' values together.
+    """
+
+    word: Any
+    values: Any
+    load: wp.Function
+    numbers: wp.Function
+    store: wp.Function
+    normalized: wp.Function
+
+
+def _parts(channels: int, is_half: bool, lanes: int) -> _Parts:
+    word = wp.uint64 if is_half else wp.vec4
+    unpack, pack = (unpacked, packed) if is_half else (as_it_is, as_it_is)
+    stride, words = wp.constant(lanes), wp.constant(channels // lanes // 4)
     values = wp.types.vector(length=channels // lanes, dtype=float)
 
     @wp.func
-    def normalized(
-        one: wp.array(dtype=dtype),
-        other: wp.array(dtype=dtype),
-        bias: wp.array(dtype=float),
-        lane: int,
-        eps: float,
-    ) -> values:
-        total = values()
+    def load(row: wp.array(dtype=word), lane: int) -> values:
+        out = values()
+        for i in range(words):
+            four = unpack(row[lane + i * stride])
+            for k in range(4):
+                out[4 * i + k] = four[k]
+        return out
+
+    @wp.func
+    def numbers(row: wp.array(dtype=wp.vec4), lane: int) -> values:
+        out = values()
+        for i in range(words):
+            four = row[lane + i * stride]
+            for k in range(4):
+                out[4 * i + k] = four[k]
+        return out
+
+    @wp.func
+    def store(row: wp.array(dtype=word), lane: int, given: Any):
+        for i in range(words):
+            four = wp.vec4(given[4 * i], given[4 * i + 1], given[4 * i + 2], given[4 * i + 3])
+            row[lane + i * stride] = pack(four)
+
+    normalized = _normalized(values, channels, lanes)
+    return _Parts(word, values, load, numbers, store, normalized)
+
+
+def _normalized(values: Any, channels: int, lanes: int) -> wp.Function:
+    together = wp.constant(lanes)
+    own = wp.constant(channels // lanes)
+    per_channel = wp.constant(1.0 / channels)
+
+    @wp.func
+    def normalized(total: values, eps: float) -> values:
         whole = float(0.0)
         for i in range(own):
-            c = lane + i * stride
-            total[i] = float(one[c]) + float(other[c]) + bias[c]
             whole += total[i]
-        mean = warp_sum(whole) * per_channel
-        squares = float(0.0)
+        mean = lanes_sum(whole, together) * per_channel
+        off = values()
         for i in range(own):
-            total[i] = total[i] - mean
-            squares += total[i] * total[i]
-        return total * (1.0 / wp.sqrt(warp_sum(squares) * per_channel + eps))
+            off[i] = total[i] - mean
+        variance = lanes_sum(wp.dot(off, off), together) * per_channel
+        return off * (1.0 / wp.sqrt(variance + eps))
 
-    return normalized, values
+    return normalized
 
 
-def _norms(channels: int, dtype: Any, lanes: int) -> tuple[wp.Kernel, wp.Kernel]:
-    stride = wp.constant(lanes)
-    own = wp.constant(channels // lanes)
-    at_once = wp.constant(TOKENS_AT_ONCE)
-    normalized, values = _normalized(channels, dtype, lanes)
+def _add_norm(parts: _Parts) -> wp.Kernel:
+    word, load, numbers, store = parts.word, parts.load, parts.numbers, parts.store
+    normalized = parts.normalized
 
     @wp.kernel(module='unique', enable_backward=False)
     def add_norm(
-        tokens: wp.array2d(dtype=dtype),
-        product: wp.array2d(dtype=dtype),
-        norm: wp.array3d(dtype=float),
+        tokens: wp.array2d(dtype=word),
+        product: wp.array2d(dtype=word),
+        norm: wp.array3d(dtype=wp.vec4),
         eps: float,
-        out: wp.array2d(dtype=dtype),
+        out: wp.array2d(dtype=word),
     ):
-        row, lane = wp.tid()
-        head = row // tokens.shape[0]
-        token = row - head * tokens.shape[0]
-        unit = normalized(tokens[token], product[row], norm[0, head], lane, eps)
-        for i in range(own):
-            c = lane + i * stride
-            out[row, c] = dtype(unit[i] * norm[1, head, c] + norm[2, head, c])
+        group, lane = wp.tid()
+        head = group * ROWS // tokens.shape[0]
+        bias = numbers(norm[0, head], lane)
+        scale = numbers(norm[1, head], lane)
+        shift = numbers(norm[2, head], lane)
+        for k in range(ROWS):
+            row = group * ROWS + k
+            token = row - head * tokens.shape[0]
+            total = load(tokens[token], lane) + load(product[row], lane) + bias
+            store(out[row], lane, wp.cw_mul(normalized(total, eps), scale) + shift)
+
+    return add_norm
+
+
+def _add_relu(parts: _Parts) -> wp.Kernel:
+    word, load, numbers, store = parts.word, parts.load, parts.numbers, parts.store
+    own = wp.constant(parts.values._length_)
+
+    @wp.kernel(module='unique', enable_backward=False)
+    def add_relu(product: wp.array2d(dtype=word), bias: wp.array2d(dtype=wp.vec4)):
+        group, lane = wp.tid()
+        head = group * ROWS // (product.shape[0] // bias.shape[0])
+        added = numbers(bias[head], lane)
+        for k in range(ROWS):
+            row = group * ROWS + k
+            total = load(product[row], lane) + added
+            for i in range(own):
+                if total[i] < 0.0:  # what is not a number passes, as in torch's ReLU
+                    total[i] = 0.0
+            store(product[row], lane, total)
+
+    return add_relu
+
+
+def _norm_sums(parts: _Parts, lanes: int) -> wp.Kernel:
+    word, load, numbers = parts.word, parts.load, parts.numbers
+    values, normalized = parts.values, parts.normalized
+    together = wp.constant(lanes)
 
     @wp.kernel(module='unique', enable_backward=False)
     def norm_sums(
-        tokens: wp.array2d(dtype=dtype),
-        product: wp.array2d(dtype=dtype),
-        bias: wp.array2d(dtype=float),
-        weight: wp.array3d(dtype=float),
+        tokens: wp.array2d(dtype=word),
+        product: wp.array2d(dtype=word),
+        bias: wp.array2d(dtype=wp.vec4),
+        weight: wp.array3d(dtype=wp.vec4),
         eps: float,
         out: wp.array3d(dtype=float),
     ):
         group, lane = wp.tid()
         crop = group // out.shape[2]
         head = crop // (out.shape[0] // bias.shape[0])
+        added = numbers(bias[head], lane)
         total = values()
-        for k in range(at_once):
-            row = group * at_once + k
-            total += normalized(tokens[row], product[row], bias[head], lane, eps)
+        for k in range(ROWS):
+            row = group * ROWS + k
+            whole = load(tokens[row], lane) + load(product[row], lane) + added
+            total += normalized(whole, eps)
         for k in range(3):
-            product_of_lane = float(0.0)
-            for i in range(own):
-                product_of_lane += total[i] * weight[head, k, lane + i * stride]
-            whole = warp_sum(product_of_lane)
+            whole_product = lanes_sum(wp.dot(total, numbers(weight[head, k], lane)), together)
             if lane == 0:
-                out[crop, k, group - crop * out.shape[2]] = whole
+                out[crop, k, group - crop * out.shape[2]] = whole_product
 
-    return add_norm, norm_sums
-
-
-def _add_relu(channels: int, dtype: Any, lanes: int) -> wp.Kernel:
-    stride = wp.constant(lanes)
-    own = wp.constant(channels // lanes)
-
-    @wp.kernel(module='unique', enable_backward=False)
-    def add_relu(product: wp.array2d(dtype=dtype), bias: wp.array2d(dtype=float)):
-        row, lane = wp.tid()
-        head = row // (product.shape[0] // bias.shape[0])
-        for i in range(own):
-            c = lane + i * stride
-            total = float(product[row, c]) + bias[head, c]
-            if total < 0.0:  # what is not a number passes, as in torch's ReLU
-                total = 0.0
-            product[row, c] = dtype(total)
-
-    return add_relu
+    return norm_sums
 
 
 def _last(lanes: int) -> wp.Kernel:
-    stride = wp.constant(lanes)
+    together = wp.constant(lanes)
 
     @wp.kernel(module='unique', enable_backward=False)
     def last(
@@ -181,13 +271,13 @@ def _last(lanes: int) -> wp.Kernel:
         crops = trans.shape[0]
         for k in range(3):
             total = float(0.0)
-            for part in range(lane, sums.shape[2], stride):
+            for part in range(lane, sums.shape[2], together):
                 total += sums[crop, k, part]
-            total = warp_sum(total) * per_token
+            mean = lanes_sum(total, together) * per_token
             if lane == 0:
                 if crop < crops:
-                    trans[crop, k] = total + bias[0, k]
+                    trans[crop, k] = mean + bias[0, k]
                 else:
-                    rot[crop - crops, k] = total + bias[1, k]
+                    rot[crop - crops, k] = mean + bias[1, k]
 
     return last

@@ -19,11 +19,8 @@ from torch.nn import functional
 
 from ..datatypes import require
 from ..warp_launch import as_warp, launch
-from .head_kernels import TOKENS_AT_ONCE, head_kernels
+from .head_kernels import ROWS, head_kernels
 from .networks import HEADS, TOKENS, RefineNet, ScoreNet
-
-WARP_TYPES = {torch.float16: wp.float16, torch.float32: wp.float32}
-
 
 MOST_CROPS = 48  # at once: more take memory (10 MB a crop at width 1) and hardly less time
 
@@ -31,6 +28,19 @@ MOST_CROPS = 48  # at once: more take memory (10 MB a crop at width 1) and hardl
 def tokens_of_image(trunk: torch.Tensor) -> torch.Tensor:
     """Tokens (N, 400, d) of a trunk's output (N, d, 20, 20); no copy where channels come last."""
     return trunk.flatten(2).transpose(1, 2).contiguous()
+
+
+def fours(tensor: torch.Tensor) -> torch.Tensor:
+    """View a tensor's last dimension four by four."""
+    return tensor.unflatten(-1, (-1, 4))
+
+
+def words(rows: torch.Tensor) -> wp.array:
+    """Rows (..., d) of half or single precision as head_kernels take them, (R, d / 4)."""
+    flat = rows.flatten(0, -2)
+    if rows.dtype == torch.float16:
+        return as_warp(flat.view(torch.int64), wp.uint64)
+    return as_warp(fours(flat), wp.vec4)
 
 
 def parts_of(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
@@ -106,8 +116,8 @@ class RefinerHeads:
         self._norm = torch.stack([self._biases[0], *map(_side_by_side, norms)])
         folded = [_folded(last, one.norm2) for last, one in zip(lasts, layers, strict=True)]
         self._last, self._last_bias = (_side_by_side(part) for part in zip(*folded, strict=True))
-        on_cuda = self._norm.device.type == 'cuda'
-        self._kernels = head_kernels(self._norm.shape[2], WARP_TYPES[dtype], on_cuda)
+        is_half, on_cuda = dtype == torch.float16, self._norm.device.type == 'cuda'
+        self._kernels = head_kernels(self._norm.shape[2], is_half, on_cuda)
 
     @torch.inference_mode()
     def __call__(self, trunk: torch.Tensor, trans: torch.Tensor, rot: torch.Tensor) -> None:
@@ -123,30 +133,31 @@ class RefinerHeads:
         product = torch.bmm(mixed.transpose(0, 1), self._weights[0])
         normed = self._normed(rows, product)
         hidden = torch.bmm(normed, self._weights[1])
-        self._launch('add_relu', groups * len(rows), hidden.flatten(0, 1), self._biases[1])
+        given = words(hidden), words(self._biases[1])
+        self._launch('add_relu', groups * len(rows) // ROWS, *given)
         sums = self._sums(normed, torch.bmm(hidden, self._weights[2]))
-        self._launch('last', len(sums), sums, self._last_bias, 1 / TOKENS, trans, rot)
+        given, written = map(as_warp, (sums, self._last_bias)), map(as_warp, (trans, rot))
+        self._launch('last', len(sums), *given, 1 / TOKENS, *written)
 
     def _launch(self, name: str, rows: int, *arguments: Any) -> None:
-        """Launch a kernel with so many rows on these tensors and numbers."""
+        """Launch a kernel with so many rows of lanes."""
         kernels = self._kernels
-        values = [as_warp(v) if isinstance(v, torch.Tensor) else v for v in arguments]
-        launch(getattr(kernels, name), (rows, kernels.lanes), values, self._norm.device)
+        launch(getattr(kernels, name), (rows, kernels.lanes), arguments, self._norm.device)
 
     def _normed(self, rows: torch.Tensor, product: torch.Tensor) -> torch.Tensor:
         """First norm of the tokens (rows, d) and what attention adds to them, (G, rows, d)."""
-        out, flat = torch.empty_like(product), product.flatten(0, 1)
-        norm = (self._norm, self._eps)
-        self._launch('add_norm', len(flat), rows, flat, *norm, out.flatten(0, 1))
+        out = torch.empty_like(product)
+        given = (words(rows), words(product), as_warp(fours(self._norm), wp.vec4), self._eps)
+        self._launch('add_norm', product.shape[0] * len(rows) // ROWS, *given, words(out))
         return out
 
     def _sums(self, normed: torch.Tensor, product: torch.Tensor) -> torch.Tensor:
         """Last layer on the second norm of both (G, rows, d) added, summed by parts of a crop."""
-        both = normed.flatten(0, 1), product.flatten(0, 1)
-        crops, parts = len(both[0]) // TOKENS, TOKENS // TOKENS_AT_ONCE
+        crops, parts = normed.shape[0] * normed.shape[1] // TOKENS, TOKENS // ROWS
         sums = torch.empty(crops, self._last_bias.shape[1], parts, device=normed.device)
-        norm = (self._biases[2], self._last, self._eps)
-        self._launch('norm_sums', crops * parts, *both, *norm, sums)
+        last = (as_warp(fours(self._last), wp.vec4), self._eps, as_warp(sums))
+        given = (words(normed), words(product), words(self._biases[2]))
+        self._launch('norm_sums', crops * parts, *given, *last)
         return sums
 
 
