@@ -136,8 +136,8 @@ class RefinerHeads:
         given = words(hidden), words(self._biases[1])
         self._launch('add_relu', groups * len(rows) // ROWS, *given)
         sums = self._sums(normed, torch.bmm(hidden, self._weights[2]))
-        given, written = map(as_warp, (sums, self._last_bias)), map(as_warp, (trans, rot))
-        self._launch('last', len(sums), *given, 1 / TOKENS, *written)
+        read, written = map(as_warp, (sums, self._last_bias)), map(as_warp, (trans, rot))
+        self._launch('last', len(sums), *read, 1 / TOKENS, *written)
 
     def _launch(self, name: str, rows: int, *arguments: Any) -> None:
         """Launch a kernel with so many rows of lanes."""
