@@ -23,6 +23,7 @@ from ..pose.weights import PoseNetworks, load_networks
 from ..runtime.build import DEFAULT_BATCHES
 from ..runtime.choice import BackendChoice
 from ..runtime.graph_cache import CudaGraphCache
+from ..runtime.joined_engine import JoinedEngine
 from ..runtime.session import Session
 from ..runtime.specs import graph_key
 from ..runtime.tensorrt_api import installed
@@ -212,7 +213,9 @@ def measure(
         }
         if on_cuda:
             row['device_memory_mb'] = (_device_memory() - before) / 1e6
-    both = [one for one in (engines.refiner, engines.features) if isinstance(one, TensorRtEngine)]
+    joined = (engines.refiner, engines.features)
+    trunks = [one.first for one in joined if isinstance(one, JoinedEngine)]
+    both = [trunk for trunk in trunks if isinstance(trunk, TensorRtEngine)]
     row['build_s'] = sum(one.manifest.build_seconds for one in both) if both else None
     row['workspace_mb'] = sum(one.workspace_bytes for one in both) / 1e6 if both else None
     settings = EstimatorSettings(cuda_graph_cache_capacity=CAPACITY if rung.graphs else 0)
