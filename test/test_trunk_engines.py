@@ -26,10 +26,9 @@ def networks() -> PoseNetworks:
 
 
 def joined(networks: PoseNetworks, kind: str, residuals: str) -> JoinedEngine:
-    """Half of what backends makes of a TensorRT engine, as it reads its crops: pixel by pixel."""
+    """What backends makes of a TensorRT engine, which writes its output pixel by pixel."""
     float32, last = torch.float32, torch.channels_last
-    shape = (BATCH, 8, 160, 160)
-    crops = [TensorSpec(name, shape, float32, last) for name in ('inputA', 'inputB')]
+    crops = [TensorSpec(name, (BATCH, 6, 160, 160), float32) for name in ('inputA', 'inputB')]
     between = [TensorSpec('trunk', (BATCH, 128, 20, 20), float32, last)]
     trunk = typed_network(networks, f'{kind}_trunk', 'fp32', residuals)
     first = TorchEngine(kind, trunk, crops, between, 'cpu')

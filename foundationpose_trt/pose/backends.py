@@ -32,7 +32,7 @@ from ..runtime.tensorrt_api import installed, load_api
 from ..runtime.tensorrt_engine import TensorRtEngine
 from ..runtime.torch_engine import Function, TorchEngine
 from ..runtime.workspace import Workspace
-from .crops import CROP_CHANNELS, CROP_PX, OBSERVED, RENDERED
+from .crops import CROP_PX, OBSERVED, RENDERED
 from .export import (
     APART,
     FUSED,
@@ -58,7 +58,7 @@ BACKENDS = ('auto', 'torch', 'onnxruntime', 'tensorrt', 'tensorrt_rtx')
 KINDS = ('refiner', 'extractor')
 FEATURES = 512  # channels of a crop's features at width 1, foundationpose.md §1
 COMPARED_WITH = 'weights_sha256'  # in an engine's tolerance
-CROP = (BATCH, CROP_CHANNELS, CROP_PX, CROP_PX)
+CROP = (BATCH, 6, CROP_PX, CROP_PX)
 
 Progress = Callable[[str, float, str], None]  # network, fraction done, phase
 logger = logging.getLogger(__name__)

@@ -19,7 +19,6 @@ wp.set_module_options({'enable_backward': False})  # nothing is differentiated; 
 
 RENDERED, OBSERVED = 'inputA', 'inputB'  # what networks call the halves, foundationpose.md §6.4
 CROP_PX = 160  # input_resize of both released configurations, foundationpose.md §1.7
-CROP_CHANNELS = 6  # three colours, three coordinates
 
 
 @dataclass(frozen=True)

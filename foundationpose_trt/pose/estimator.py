@@ -65,8 +65,7 @@ class PoseEstimator:
         engines = engines or open_engines(networks, BackendChoice('torch'))
         self._largest = engines.largest
         capacity, crop = self._crops_at_once(self._settings), engines.crop
-        layout, channels = crop.layout, crop.shape[1]
-        self._views = ViewWriter(self.meshes, capacity, crop.dtype, self.device, layout, channels)
+        self._views = ViewWriter(self.meshes, capacity, crop.dtype, self.device, crop.layout)
         graphs = self.settings[0].cuda_graph_cache_capacity
         self.inference = PoseInference(engines, networks, self._views.crops, graphs)
         self._uploader: Uploader | None = None

@@ -18,9 +18,9 @@ from torch import nn
 from .. import __version__
 from ..datatypes import require
 from ..runtime.engine_manifest import sha256_of, write_atomically
-from .crops import CROP_CHANNELS, CROP_PX, OBSERVED, RENDERED
+from .crops import CROP_PX, OBSERVED, RENDERED
 from .networks import fold_batch_norm
-from .typed_networks import PADDED, TypedExtractor, TypedRefiner, TypedScorer, TypedTrunk
+from .typed_networks import TypedExtractor, TypedRefiner, TypedScorer, TypedTrunk
 from .weights import (
     MANIFEST,
     OFFICIAL_LAYOUTS,
@@ -50,6 +50,7 @@ WEIGHTS_OF = {
     'extractor_trunk': 'scorer',
 }
 TRUNKS = ('refiner_trunk', 'extractor_trunk')
+CROP = (6, CROP_PX, CROP_PX)
 DYNAMIC = 'dynamic'  # in a request: any batch
 FUSED, APART = 'fused', 'apart'  # how residual sums are written (typed_networks.py)
 RESIDUALS = (FUSED, APART)
@@ -100,10 +101,9 @@ def onnx_model(
 
     precision: 'fp32' or 'fp16' (typed_networks.py says what stays float32). batch: fixed number
     of crop pairs, or None for any. residuals: as typed_network takes it. Inputs inputA (rendered)
-    and inputB (observed), (batch, 6, 160, 160) of the precision, of trunks with two channels of
-    zeros more; outputs float32: trans and rot, (batch, 3), or score_logit, (batch,), or features,
-    (batch, d); or of the precision: trunk, (batch, d, 20, 20). Every tensor in the file carries
-    its type, checked.
+    and inputB (observed), (batch, 6, 160, 160) of the precision; outputs float32: trans and rot,
+    (batch, 3), or score_logit, (batch,), or features, (batch, d); or of the precision: trunk,
+    (batch, d, 20, 20). Every tensor in the file carries its type, checked.
     Raises ValueError for other words, batch < 1, weights too large for fp16, and when the
     package `onnx` is absent.
     """
@@ -133,8 +133,7 @@ def _traced(network: nn.Module, kind: str, dtype: torch.dtype) -> bytes:
     choice: dict[str, Any] = {}
     if 'dynamo' in inspect.signature(torch.onnx.export).parameters:
         choice['dynamo'] = False
-    channels = PADDED if kind in TRUNKS else CROP_CHANNELS
-    crops = torch.zeros(2, TRACED_BATCH, channels, CROP_PX, CROP_PX, dtype=dtype)
+    crops = torch.zeros(2, TRACED_BATCH, *CROP, dtype=dtype)
     file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', DeprecationWarning)

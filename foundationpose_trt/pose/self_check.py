@@ -136,10 +136,10 @@ def deviations(
     with Session(engine, None) as session:
 
         def run(*halves: torch.Tensor) -> Mapping[str, torch.Tensor]:
-            inputs = {}
-            for spec, half in zip(engine.inputs, halves, strict=True):
-                inputs[spec.name] = spec.empty(len(half), engine.device)
-                inputs[spec.name][:, : half.shape[1]] = half  # further channels stay zero
+            inputs = {
+                spec.name: half.to(spec.dtype).contiguous(memory_format=spec.layout)
+                for spec, half in zip(engine.inputs, halves, strict=True)
+            }
             return session.run(inputs, clone=True)
 
         results = [run(*(half[at.to(half.device)] for half in pair)) for at in places]

@@ -28,7 +28,6 @@ from torch import nn
 from .networks import HEADS, TOKENS, RefineNet, ResBlock, ScoreNet
 
 SIDE = math.isqrt(TOKENS)  # of a trunk's output, as an image
-PADDED = 8  # channels of a trunk's crops
 
 
 def _cast(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -76,22 +75,11 @@ class _SumApart(nn.Module):
         return torch.maximum(self.second(self.first(x)), -x) + x
 
 
-def _of_padded(first: nn.Conv2d) -> nn.Conv2d:
-    """The same convolution for PADDED channels: those behind its own count for nothing."""
-    more = PADDED - first.in_channels
-    sides: dict[str, Any] = {name: getattr(first, name) for name in ('stride', 'padding')}
-    conv = nn.Conv2d(PADDED, first.out_channels, first.kernel_size, **sides)  # type: ignore[arg-type]
-    conv.weight = nn.Parameter(nn.functional.pad(first.weight, (0, 0, 0, 0, 0, more)))
-    conv.bias = first.bias
-    return conv
-
-
 class TypedTrunk(nn.Module):
     """The part of both networks before attention: two crops of dtype -> (N, d, 20, 20) of it.
 
-    Crops are (N, 8, 160, 160), the last two channels of which are zero: as TensorRT reads six of
-    half precision, pixel by pixel. The positional code is in it. apart: of the residual blocks
-    over both images. Takes parts of the network over.
+    The positional code is in it. apart: of the residual blocks over both images. Takes parts of
+    the network over.
     """
 
     code: torch.Tensor
@@ -101,7 +89,6 @@ class TypedTrunk(nn.Module):
         of_refiner = isinstance(network, RefineNet)
         stages = ('encodeA', 'encodeAB') if of_refiner else ('encoderA', 'encoderAB')
         one, both = (getattr(network, name) for name in stages)
-        one[0].net[0] = _of_padded(one[0].net[0])
         if apart:
             both = nn.Sequential(*[_SumApart(m) if isinstance(m, ResBlock) else m for m in both])
         code = network.pos_embed.pe

@@ -8,7 +8,6 @@ import torch
 
 from .crop_pass import CropPass, PassImages
 from .crops import (
-    CROP_CHANNELS,
     CROP_PX,
     OBSERVED,
     RENDERED,
@@ -28,7 +27,7 @@ from .track_pass import TrackPass
 
 
 class ViewWriter:
-    """Owns the buffers (capacity, channels, 160, 160) of both halves and the rasterizer of "A".
+    """Owns the buffers (capacity, 6, 160, 160) of both halves and the rasterizer of "A".
 
     Poses of any of the meshes may stand in one call; `objects` (n,) int32 on the device says
     which mesh each is of, by default all of the first.
@@ -41,10 +40,8 @@ class ViewWriter:
         dtype: torch.dtype,
         device: torch.device,
         layout: torch.memory_format = torch.contiguous_format,
-        channels: int = CROP_CHANNELS,
     ) -> None:
-        """layout, channels: of the buffers in memory, as the networks read them; channels behind
-        the six of a crop stay zero."""
+        """layout: of the buffers in memory, as the networks read them."""
         meshes = (meshes,) if isinstance(meshes, ObjectMesh) else tuple(meshes)
         self._diameters_m = [mesh.diameter_m for mesh in meshes]
         diameters = torch.tensor(self._diameters_m, dtype=torch.float64)
@@ -54,8 +51,9 @@ class ViewWriter:
         self._diameters = diameters.to(device)
         self._inverse_radii = (2 / diameters).float().to(device)  # by mesh, 1 / metres
         self._first = torch.zeros(capacity, dtype=torch.int32, device=device)
-        halves = torch.zeros(2, capacity, channels, CROP_PX, CROP_PX, dtype=dtype, device=device)
-        self._rendered, self._observed = (h.contiguous(memory_format=layout) for h in halves)
+        shape = (capacity, 6, CROP_PX, CROP_PX)
+        self._rendered = torch.empty(shape, dtype=dtype, device=device, memory_format=layout)
+        self._observed = torch.empty(shape, dtype=dtype, device=device, memory_format=layout)
 
     @property
     def crops(self) -> dict[str, torch.Tensor]:
@@ -80,7 +78,7 @@ class ViewWriter:
         grid = observed_grid(windows, size[1], size[0])
         inverse_radius = self._inverse_radii.index_select(0, objects)
         geometry = CropGeometry(windows, grid, poses[:, :3, 3], inverse_radius)
-        write_observed_input(observed[:, :CROP_CHANNELS], images, geometry, spec)
+        write_observed_input(observed, images, geometry, spec)
         return rendered, observed
 
     def _known(self, objects: torch.Tensor | None, poses: torch.Tensor) -> torch.Tensor:
@@ -99,8 +97,7 @@ class ViewWriter:
         windows = crop_windows(poses[:, :3, 3], images.intrinsics, diameters, spec.ratio)
         view = rendered_intrinsics(windows, images.intrinsics)
         self._raster.draw(objects[:, None], poses[:, None], view)
-        written = self._rendered[:n, :CROP_CHANNELS]
-        self._raster.write_network_input(written, self._inverse_radii, spec.near_m)
+        self._raster.write_network_input(self._rendered[:n], self._inverse_radii, spec.near_m)
         return self._rendered[:n], windows
 
     def track_pass(self, size: tuple[int, int], count: int) -> TrackPass:

@@ -52,9 +52,8 @@ class BuildOptions:
     memory (None: TensorRT's). backend: 'auto' is tensorrt, or tensorrt_rtx where torch sees no
     GPU or no TensorRT is installed. version_compatible: later versions load it too.
     compute_capabilities: of the GPUs to build for, such as '7.5' (RTX alone; by default its own
-    choice, or the GPU here where that leaves it out). channels_last: let inputs and outputs in
-    half that are images lie in memory pixel by pixel, as convolutions take and give them
-    (torch.channels_last).
+    choice, or the GPU here where that leaves it out). channels_last: let outputs in half that are
+    images lie in memory pixel by pixel, as convolutions write them (torch.channels_last).
     """
 
     precision: str = 'auto'
@@ -216,7 +215,7 @@ class _Build:
             network, parser = self._parse(builder, onnx)
             inputs, outputs = self._specs(network, onnx)
             if self.options.channels_last:
-                self.api.use_channels_last(network)
+                self.api.write_channels_last(network)
             batches = self._batches(inputs, onnx)
             config = self._config(builder, inputs, batches)
             precision = self._set_precision(config, network, onnx)
