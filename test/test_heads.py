@@ -5,6 +5,7 @@ from __future__ import annotations
 import network_rig as rig
 import pytest
 import torch
+import warp as wp
 
 from foundationpose_trt.pose import heads as heads_module
 from foundationpose_trt.pose.head_kernels import head_kernels
@@ -105,6 +106,20 @@ def test_channels_that_a_warp_cannot_share_are_refused():
     for channels in (2, 48, 192):
         with pytest.raises(ValueError, match=f'{channels} channels cannot be shared evenly'):
             head_kernels(channels, True, True)
+
+
+@pytest.mark.parametrize('channels', [32, 64, 512])
+def test_the_kernels_compile_for_a_gpu_and_keep_rows_in_registers(tmp_path, channels):
+    """Also where there is none: sums over the lanes are made by shuffles, nothing spills."""
+    kernels = head_kernels(channels, True, True)
+    for name in ('add_norm', 'norm_sums', 'add_relu', 'last'):
+        module = getattr(kernels, name).module
+        wp.compile_aot_module(module, arch=80, module_dir=tmp_path / name, use_ptx=True)
+        (file,) = (tmp_path / name).glob('*.ptx')
+        code = file.read_text(errors='replace')
+        assert ('shfl.sync' in code) == (name != 'add_relu')
+        assert 'ld.global.u64' in code or name == 'last'
+        assert 'ld.local' not in code and 'st.local' not in code
 
 
 def test_norms_that_differ_are_refused():

@@ -1,7 +1,7 @@
 """What comes behind the convolutions of the two networks, for a trunk that another engine runs.
 
 Products and attention are torch's (cuBLAS; cuDNN's attention or another), what lies between them
-is Warp's. TensorRT 8.6 takes up to twice as long for it (docs/performance.md).
+is Warp's. TensorRT 8.6 takes longer for it (docs/performance.md).
 
 The types are those of typed_networks.py: sums, norms, the mean over the tokens and all after it
 are float32, the rest is of the trunk's type.

@@ -37,7 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     pose = parser.add_argument_group('pose')
     pose.add_argument(
         '--networks', nargs='+', choices=list(OUTPUTS), default=['refiner', 'scorer'],
-        help='default: refiner scorer; extractor is the scorer up to its ranking',
+        help='default: refiner scorer; extractor is the scorer up to its ranking, trunks are the'
+        ' parts that TensorRT runs',
     )  # fmt: skip
     pose.add_argument('--force', action='store_true', help='write what is up to date, too')
     detector = parser.add_argument_group('detector (needs the package rfdetr)')
