@@ -93,6 +93,22 @@ def test_an_engine_is_compared_again_with_other_weights(networks, choice, monkey
     assert engines.compared == BOTH * 2
 
 
+@pytest.mark.parametrize(
+    ('owner', 'name'),
+    [(backends.torch, '__version__'), (backends.wp, '__version__'), (backends.heads, 'FORM')],
+)
+def test_an_engine_is_compared_again_with_another_program_behind_it(
+    networks, choice, monkeypatch, owner, name
+):
+    """Attention and heads are in no plan: torch and Warp compute them."""
+    engines = Engines(monkeypatch)
+    open_engines(networks, choice)
+    monkeypatch.setattr(owner, name, 'another')
+    for _ in range(2):
+        open_engines(networks, choice)
+    assert engines.compared == BOTH * 2
+
+
 def test_a_folder_that_cannot_be_written_costs_a_comparison_each_time(
     networks, choice, monkeypatch, caplog
 ):

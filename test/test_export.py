@@ -360,9 +360,9 @@ def test_the_command_names_a_batch_it_does_not_take(tmp_path, batch):
 def test_an_official_set_is_found_by_its_own_names(tmp_path):
     for name in ('refiner_net.onnx', 'score_net.onnx'):
         (tmp_path / name).write_text(name)
-    assert export.source_file(str(tmp_path), 'refiner') == tmp_path / 'refiner_net.onnx'
-    for kind in ('scorer', 'extractor'):
-        assert export.source_file(str(tmp_path), kind) == tmp_path / 'score_net.onnx'
+    for kind in export.OUTPUTS:
+        name = 'refiner_net.onnx' if kind.startswith('refiner') else 'score_net.onnx'
+        assert export.source_file(str(tmp_path), kind) == tmp_path / name
     (tmp_path / 'score_net.onnx').unlink()
     with pytest.raises(ValueError, match=r'holds no manifest\.json and no official set'):
         export.source_file(str(tmp_path), 'refiner')

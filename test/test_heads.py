@@ -102,13 +102,18 @@ def test_values_of_a_hidden_layer_that_are_not_finite_are_not_rectified_away():
     assert rot.isnan().all() and trans.isfinite().all()
 
 
-def test_channels_that_a_warp_cannot_share_are_refused():
-    for channels in (2, 48, 192):
-        with pytest.raises(ValueError, match=f'{channels} channels cannot be shared evenly'):
-            head_kernels(channels, True, True)
+@pytest.mark.parametrize(('channels', 'lanes'), [(512, 32), (320, 16), (192, 16), (96, 8), (4, 1)])
+def test_lanes_share_the_channels_of_every_width(channels, lanes):
+    assert head_kernels(channels, True, True).lanes == lanes
+    assert head_kernels(channels, True, False).lanes == 1
 
 
-@pytest.mark.parametrize('channels', [32, 64, 512])
+def test_channels_that_do_not_come_in_fours_are_refused():
+    with pytest.raises(ValueError, match='6 channels cannot be taken four at a time'):
+        head_kernels(6, True, True)
+
+
+@pytest.mark.parametrize('channels', [32, 192, 512])
 def test_the_kernels_compile_for_a_gpu_and_keep_rows_in_registers(tmp_path, channels):
     """Also where there is none: sums over the lanes are made by shuffles, nothing spills."""
     kernels = head_kernels(channels, True, True)
@@ -118,6 +123,7 @@ def test_the_kernels_compile_for_a_gpu_and_keep_rows_in_registers(tmp_path, chan
         (file,) = (tmp_path / name).glob('*.ptx')
         code = file.read_text(errors='replace')
         assert ('shfl.sync' in code) == (name != 'add_relu')
+        assert 'activemask' not in code, 'it tells who happens to run together'
         assert 'ld.global.u64' in code or name == 'last'
         assert 'ld.local' not in code and 'st.local' not in code
 

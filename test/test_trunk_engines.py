@@ -31,7 +31,11 @@ def joined(networks: PoseNetworks, kind: str, residuals: str) -> JoinedEngine:
     crops = [TensorSpec(name, (BATCH, 6, 160, 160), float32) for name in ('inputA', 'inputB')]
     between = [TensorSpec('trunk', (BATCH, 128, 20, 20), float32, last)]
     trunk = typed_network(networks, f'{kind}_trunk', 'fp32', residuals)
-    first = TorchEngine(kind, trunk, crops, between, 'cpu')
+
+    def written(*halves: torch.Tensor) -> torch.Tensor:
+        return trunk(*halves).contiguous(memory_format=last)
+
+    first = TorchEngine(kind, written, crops, between, 'cpu')
     outputs = [TensorSpec(name, (BATCH, size), float32) for name, size in OUTPUTS[kind].items()]
     makes = {'refiner': RefinerHeads, 'extractor': ExtractorHead}
     network = networks.refiner if kind == 'refiner' else networks.scorer

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+import warp as wp
 
 from ..datatypes import require
 from ..runtime.build import DEFAULT_BATCHES, BuildOptions, current, ensure_engine
@@ -32,6 +33,7 @@ from ..runtime.tensorrt_api import installed, load_api
 from ..runtime.tensorrt_engine import TensorRtEngine
 from ..runtime.torch_engine import Function, TorchEngine
 from ..runtime.workspace import Workspace
+from . import heads
 from .crops import CROP_PX, OBSERVED, RENDERED
 from .export import (
     APART,
@@ -42,7 +44,6 @@ from .export import (
     exported_weights,
     source_file,
 )
-from .heads import ExtractorHead, RefinerHeads
 from .networks import scaled
 from .self_check import (
     CROPS,
@@ -57,7 +58,7 @@ BACKENDS = ('auto', 'torch', 'onnxruntime', 'tensorrt', 'tensorrt_rtx')
 # Of ONNX Runtime; TensorRT runs TRUNKS. Ranking stays in torch: a few products per registration.
 KINDS = ('refiner', 'extractor')
 FEATURES = 512  # channels of a crop's features at width 1, foundationpose.md §1
-COMPARED_WITH = 'weights_sha256'  # in an engine's tolerance
+COMPARED_WITH = 'compared_with'  # in an engine's tolerance: comparison()
 CROP = (BATCH, 6, CROP_PX, CROP_PX)
 
 Progress = Callable[[str, float, str], None]  # network, fraction done, phase
@@ -186,6 +187,16 @@ def weights_sha256(networks: PoseNetworks, kind: str) -> str | None:
     return sha256_of(source_file(str(networks.source), kind))
 
 
+def comparison(networks: PoseNetworks, kind: str) -> str | None:
+    """Name all that an engine's plan does not tell of what it is compared with, None if unknown.
+
+    The weights, and what computes behind its trunk.
+    """
+    told = weights_sha256(networks, kind)
+    versions = f'torch {torch.__version__}, warp {wp.__version__}, heads {heads.FORM}'
+    return None if told is None else f'{told}, {versions}'
+
+
 def is_exportable(networks: PoseNetworks) -> bool:
     """Whether the networks came from files, so that what is exported can be told from others."""
     return networks.source is not None
@@ -286,12 +297,12 @@ class _Plans:
     def _joined(self, *trunks: TensorRtEngine) -> list[JoinedEngine]:
         """Join the trunks with what comes behind them, and compare the whole with the networks."""
         networks, dtype = self.networks, self.networks.dtype
-        heads: list[Ending] = [
-            RefinerHeads(networks.refiner, dtype),
-            ExtractorHead(networks.scorer, dtype),
+        endings: list[Ending] = [
+            heads.RefinerHeads(networks.refiner, dtype),
+            heads.ExtractorHead(networks.scorer, dtype),
         ]
         outputs = _outputs(networks, torch.float32)
-        joined = [JoinedEngine(*parts) for parts in zip(trunks, heads, outputs, strict=True)]
+        joined = [JoinedEngine(*parts) for parts in zip(trunks, endings, outputs, strict=True)]
         for kind, trunk, whole in zip(KINDS, trunks, joined, strict=True):
             self._require_trusted(whole, trunk.manifest, kind)
         return joined
@@ -321,7 +332,7 @@ class _Plans:
 
         built: of its trunk.
         """
-        plan, own = self._plan(f'{kind}_trunk'), weights_sha256(self.networks, kind)
+        plan, own = self._plan(f'{kind}_trunk'), comparison(self.networks, kind)
         known = {**built.tolerance}
         compared_with = known.pop(COMPARED_WITH, None)
         if own is None or compared_with != own or RENDERED_CROPS not in known:

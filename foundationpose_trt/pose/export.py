@@ -187,7 +187,7 @@ def source_file(weights: str, kind: str) -> Path:
         return folder / str(entry['file'])
     for names in OFFICIAL_LAYOUTS:
         if all((folder / name).exists() for name in names):
-            return folder / names[0 if kind == 'refiner' else 1]
+            return folder / names[0 if WEIGHTS_OF[kind] == 'refiner' else 1]
     raise ValueError(f'{folder} holds no {MANIFEST} and no official set')
 
 

@@ -8,6 +8,7 @@ evaluates those of closures at once.
 """
 
 import functools
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,13 +25,12 @@ class HeadKernels:
     """Kernels for tokens of d channels; a launch has a ROWSth of the rows, and lanes.
 
     Rows (R, d / 4) are of words: uint64 of half precision, vec4 of single; parameters are of vec4.
-    add_norm: layer norm of tokens
-    (R, d) + product (G * R, d) + bias; norm (3, G, d): these biases, and the norm's scales and
-    shifts. add_relu: of a product and a bias (G, d), in its place. norm_sums: of the layer norm
-    of tokens (G * R, d) + product + bias, without scale and shift, products with the rows of
-    weight (G, 3, d), summed over ROWS tokens. last: with one row per head and crop, from these
-    sums (G * N, 3, 400 / ROWS) their mean and the bias, of the first head to trans, of the second
-    to rot.
+    add_norm: layer norm of tokens (R, d) + product (G * R, d) + bias; norm (3, G, d): these
+    biases, and the norm's scales and shifts. add_relu: of a product and a bias (G, d), in its
+    place. norm_sums: of the layer norm of tokens (G * R, d) + product + bias, without scale and
+    shift, products with the rows of weight (G, 3, d), summed over ROWS tokens. last: with one row
+    per head and crop, from these sums (G * N, 3, 400 / ROWS) their mean and the bias, of the first
+    head to trans, of the second to rot.
     """
 
     lanes: int
@@ -43,7 +43,10 @@ class HeadKernels:
 @wp.func_native(
     """
 #if defined(__CUDA_ARCH__)
-    unsigned mask = __activemask();
+    // the lanes that share the row, of whatever warps are made of besides
+    unsigned mask = 0xffffffffu;
+    if (lanes < 32)
+        mask = ((1u << lanes) - 1u) << (threadIdx.x & 31 & ~(lanes - 1));
     for (int offset = lanes / 2; offset > 0; offset /= 2)
         value += __shfl_xor_sync(mask, value, offset);
 #endif
@@ -95,13 +98,13 @@ def head_kernels(channels: int, is_half: bool, on_cuda: bool) -> HeadKernels:
     """Make the kernels for a number of channels, of half or single precision.
 
     What a lane keeps in registers is a constant of its kernel. Nothing is compiled before the
-    first launch. Raises ValueError where lanes cannot share the channels evenly.
+    first launch. Raises ValueError for channels that are not a multiple of four.
     """
-    lanes = min(LANES, channels // 4) if on_cuda else 1
     require(
-        lanes > 0 and lanes & (lanes - 1) == 0 and channels % (4 * lanes) == 0,
-        f'{channels} channels cannot be shared evenly, four at a time: use backend torch',
+        channels > 0 and channels % 4 == 0,
+        f'{channels} channels cannot be taken four at a time: use backend torch',
     )
+    lanes = math.gcd(LANES, channels // 4) if on_cuda else 1
     parts = _parts(channels, is_half, lanes)
     return HeadKernels(
         lanes, _add_norm(parts), _add_relu(parts), _norm_sums(parts, lanes), _last(lanes)

@@ -3,8 +3,8 @@
 Products and attention are torch's (cuBLAS; cuDNN's attention or another), what lies between them
 is Warp's. TensorRT 8.6 takes longer for it (docs/performance.md).
 
-The types are those of typed_networks.py: sums, norms, the mean over the tokens and all after it
-are float32, the rest is of the trunk's type.
+The types are those of typed_networks.py: norms, the mean over the tokens and all after it are
+float32, the rest is of the trunk's type; products sum up as torch has them do.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from ..warp_launch import as_warp, launch
 from .head_kernels import ROWS, head_kernels
 from .networks import HEADS, TOKENS, RefineNet, ScoreNet
 
+FORM = 1  # rises with what is computed here: engines are compared with the networks again
 MOST_CROPS = 48  # at once: more take memory (10 MB a crop at width 1) and hardly less time
 
 

@@ -1,9 +1,10 @@
 """Refiner and scorer written down once more, with every type spelled out, to be exported.
 
-nn.MultiheadAttention exports as shape arithmetic that hides the attention from TensorRT's fusion,
-and a strongly typed network needs its casts in the graph. The arithmetic is that of networks.py;
+A strongly typed network needs its casts in the graph, and nn.MultiheadAttention exports as shape
+arithmetic that hides the attention from who would fuse it. The arithmetic is that of networks.py;
 the mean over the tokens is taken before the linear layer it commutes with, which saves 399 of 400
-products.
+products. Whole networks are for ONNX Runtime and for who builds engines of their files; the
+engines of `build --weights` are of the trunks (heads.py has the rest).
 
 fp16: inputs, weights and activations are half; what computes them sums up in float32, as the
 kernels of softmax and LayerNorm do. float32 are the mean over the tokens and all after it: the
@@ -170,8 +171,7 @@ class _GroupedNorm(nn.Module):
 class _Heads(nn.Module):
     """Heads side by side: encoder layer (post-norm, ReLU), mean over the tokens, linear.
 
-    (N, 400, d) -> (G, N, 3). One after the other they launch more kernels: 5 % of the refiner's
-    time for one crop (TensorRT 8.6, H100).
+    (N, 400, d) -> (G, N, 3). One after the other they launch more kernels.
     """
 
     def __init__(self, heads: Sequence[nn.Sequential]) -> None:

@@ -143,6 +143,7 @@ def ensure_engine(
 ) -> EngineManifest:
     """Return the manifest of the engine if it fits and is as the options say, else build it.
 
+    An engine that fits but for channels_last stays: it runs as well, if slower.
     Raises ValueError as build_engine, and where no engine of this TensorRT runs on the GPU here.
     """
     options = options or BuildOptions()

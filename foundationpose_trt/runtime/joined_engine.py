@@ -49,6 +49,9 @@ class JoinedEngine:
         self.warm_up_runs = first.warm_up_runs
         self.workspace = getattr(first, 'workspace', first)
 
+    def __str__(self) -> str:
+        return self.name
+
     def execution(self, inputs: Mapping[str, torch.Tensor]) -> JoinedExecution:
         """Set up for exactly these tensors; raises as the first engine does."""
         first = self.first.execution(inputs)

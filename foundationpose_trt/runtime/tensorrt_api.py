@@ -119,10 +119,10 @@ class TensorRtApi:
     def allow_half(self, config: Any) -> None:
         """Let a weakly typed network (8.6) compute in half; elsewhere its file has decided.
 
-        8.6 then chooses each layer's type by speed. Held to the types of the file it finds no
-        kernel for its attention and layer norms (tried on an H100), and with these two in
-        float32 the result is not nearer and takes twice the time; how near it is, the engine's
-        manifest tells.
+        8.6 then chooses each layer's type by speed. Held to the types of a file of a whole
+        network it finds no kernel for attention and layer norms (tried on an H100), and with
+        these two in float32 the result is not nearer and takes twice the time; how near it is,
+        the engine's manifest tells.
         """
         if self.weakly_typed:
             config.set_flag(self.module.BuilderFlag.FP16)

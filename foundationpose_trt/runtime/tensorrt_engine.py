@@ -24,8 +24,6 @@ class TensorRtExecution:
     nbytes: of the outputs; the workspace is the engine's.
     """
 
-    keeps_outputs = True
-
     def __init__(
         self, engine: TensorRtEngine, inputs: Mapping[str, torch.Tensor], profile: int
     ) -> None:
