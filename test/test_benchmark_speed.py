@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import groupby
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +14,7 @@ import pytest
 from raster_rig import box_parts, mesh
 
 from foundationpose_trt.pose.estimator import PRUNED_SCHEDULE
-from foundationpose_trt.tools import benchmark_speed, cli
+from foundationpose_trt.tools import benchmark_speed, cli, speed_measures
 from foundationpose_trt.tools.benchmark_speed import EAGER, register_runners, track_runners
 from foundationpose_trt.tools.speed_measures import (
     TOGETHER,
@@ -190,9 +193,31 @@ def test_objects_tracked_together_are_all_over_the_image():
 
 
 def test_a_percentile_needs_samples():
-    few, many = timings(lambda: None, 99), timings(lambda: None, 100)
+    (few,), (many,) = timings(lambda: None, repeats=99), timings(lambda: None, repeats=100)
     assert few['p99_ms'] is None and few['repeats'] == 99
     assert many['p50_ms'] <= many['p99_ms'] <= many['max_ms']
+
+
+def test_calls_that_are_compared_take_turns():
+    """On a host that is slow for a while, both are."""
+    log: list[str] = []
+
+    def call(name: str, seconds: float) -> Callable[[], None]:
+        return lambda: (log.append(name), time.sleep(seconds))
+
+    quick, slow = timings(call('quick', 0.001), call('slow', 0.004), repeats=50)
+    assert quick['repeats'] == slow['repeats'] == 50
+    assert 1.0 <= quick['p50_ms'] < 4.0 <= slow['p50_ms']
+    order = [name for name, _ in groupby(log)]
+    assert order == ['quick', 'slow'] * 6, 'once to see how slow they are, then five turns'
+    assert log.count('quick') == 50 + 2 + 20 + 5 * 3
+
+
+def test_slow_calls_are_measured_as_often_as_the_time_allows(monkeypatch):
+    monkeypatch.setattr(speed_measures, 'LIMIT_S', 0.05)
+    calls: list[None] = []
+    (found,) = timings(lambda: (calls.append(None), time.sleep(0.02)), repeats=50)
+    assert found['repeats'] == 3 and len(calls) == 3 + 2 + 20
 
 
 def test_a_row_that_fails_takes_no_other_along(monkeypatch, tmp_path):

@@ -28,6 +28,7 @@ from .estimator_options import SCHEDULES
 from .rungs import Rung
 from .speed_measures import (
     TOGETHER,
+    Call,
     PeakMemory,
     accuracy,
     is_worse,
@@ -160,7 +161,6 @@ def run_register(options: argparse.Namespace) -> dict[str, Any]:
     return _with_timelines(*_run(options, register_runners, _register_row), options, _registering)
 
 
-Call = Callable[[], object]
 CallsOf = Callable[[Setting, int], dict[str, Call]]
 
 
@@ -291,17 +291,27 @@ def _registering(setting: Setting, height: int) -> dict[str, Call]:
 
 
 def _track_row(setting: Setting, options: argparse.Namespace, tasks: list[PoseTask]) -> Row:
-    mesh, sizes = tasks[0].mesh, {}
-    runner = setting.make(mesh)
-    for height in options.heights:
-        frame, pose, _ = timed_frame(height, mesh)
-        sizes[height] = timings(lambda: runner.track(_again(frame), [pose]), options.repeats)  # noqa: B023
-    row: Row = {'sizes': sizes, **setting.memory.figures(setting.networks)}
-    if not setting.eager:  # that takes one after the other
-        frame, pose, _ = timed_frame(options.heights[0], mesh)
-        together, poses = setting.make(*[mesh] * TOGETHER), spread(frame, pose, mesh)
-        row['together'] = timings(lambda: together.track(_again(frame), poses), options.repeats)
+    mesh, repeats, (first, *others) = tasks[0].mesh, options.repeats, options.heights
+    runner, sizes = setting.make(mesh), {}
+    for height in others:
+        (sizes[height],) = timings(_track_call(runner, mesh, height), repeats=repeats)
+    one = _track_call(runner, mesh, first)
+    one()
+    row: Row = setting.memory.figures(setting.networks)
+    if setting.eager:  # that takes one after the other
+        (sizes[first],) = timings(one, repeats=repeats)
+    else:
+        together = _track_call(setting.make(*[mesh] * TOGETHER), mesh, first, TOGETHER)
+        sizes[first], row['together'] = timings(one, together, repeats=repeats)
+    row['sizes'] = {height: sizes[height] for height in options.heights}
     return {**row, **accuracy(tasks, _tracked_poses(setting, tasks))}
+
+
+def _track_call(runner: Fast | Eager, mesh: ObjectMesh, height: int, count: int = 1) -> Call:
+    """Return a call that tracks one object of a timed frame, or several all over it."""
+    frame, pose, _ = timed_frame(height, mesh)
+    poses = [pose] if count == 1 else spread(frame, pose, mesh)
+    return lambda: runner.track(_again(frame), poses)
 
 
 def _again(frame: Frame) -> Frame:
@@ -313,6 +323,10 @@ def _tracked_poses(setting: Setting, tasks: list[PoseTask]) -> list[np.ndarray |
     return [
         runner.track(task.frame, [task.start])[0] for runner, task in _with_runners(setting, tasks)
     ]
+
+
+def _register_again(runner: Fast | Eager, frame: Frame, mask: np.ndarray) -> None:
+    runner.register(_again(frame), mask)
 
 
 def _with_runners(
@@ -332,7 +346,8 @@ def _register_row(setting: Setting, options: argparse.Namespace, tasks: list[Pos
     runner = setting.make(mesh)
     for height in options.heights:
         frame, _, mask = timed_frame(height, mesh)
-        sizes[height] = timings(lambda: runner.register(_again(frame), mask), options.repeats)  # noqa: B023
+        call = partial(_register_again, runner, frame, mask)
+        (sizes[height],) = timings(call, repeats=options.repeats)
     memory = setting.memory.figures(setting.networks)
     poses = [one.register(task.frame, task.mask) for one, task in _with_runners(setting, tasks)]
     return {'sizes': sizes, **memory, **accuracy(tasks, poses)}

@@ -22,6 +22,7 @@ AWAY_DIAMETERS = 3.0  # where the object of the timed frames is
 FOCAL_WIDTHS = 0.94  # focal length over image width: 56 degrees across
 TOGETHER = 8
 SPREAD = (4, 2)  # columns and rows of objects that are tracked together, over the image
+TURNS, SETTLING = 5, 3  # of calls that are compared, and calls at each that do not count
 MANY = 100  # samples, of which the 99th percentile is not just the largest
 # How much worse than the first row's poses may be: far below what they differ by from one set of
 # views to another (README, Accuracy). Of ADD one view more may be turned round, besides.
@@ -95,33 +96,61 @@ def spread(frame: Frame, pose: np.ndarray, mesh: ObjectMesh) -> list[np.ndarray]
     return poses
 
 
-def timings(call: Callable[[], object], repeats: int) -> dict[str, float | None]:
-    """Milliseconds from images in the host's memory to the pose there: p50, p99, largest.
+Call = Callable[[], object]
 
+
+class _Sampled:
+    """A call, how often it is to be measured, and what was measured."""
+
+    def __init__(self, call: Call, repeats: int) -> None:
+        self._call, self._cpu_s = call, 0.0
+        self._samples_ms: list[float] = []
+        call()
+        start_s = time.perf_counter()
+        call()
+        slowness_s = time.perf_counter() - start_s
+        for _ in range(min(20, int(1.0 / slowness_s))):  # clocks rise
+            call()
+        self._repeats = max(min(FEWEST, repeats), min(repeats, int(LIMIT_S / slowness_s)))
+
+    def sample(self, share: float) -> None:
+        """Measure until this share of the repeats is done."""
+        left = round(share * self._repeats) - len(self._samples_ms)
+        if left > SETTLING:
+            for _ in range(SETTLING):  # another call had its turn
+                self._call()
+        cpu_s = time.process_time()
+        for _ in range(left):
+            start_s = time.perf_counter()
+            self._call()
+            self._samples_ms.append(1e3 * (time.perf_counter() - start_s))
+        self._cpu_s += time.process_time() - cpu_s
+
+    def figures(self) -> dict[str, float | None]:
+        """Return what timings() gives of a call."""
+        count = len(self._samples_ms)
+        p50, p99 = np.percentile(self._samples_ms, (50, 99))
+        return {
+            'p50_ms': float(p50),
+            'p99_ms': float(p99) if count >= MANY else None,
+            'max_ms': max(self._samples_ms),
+            'cpu_ms': 1e3 * self._cpu_s / count,
+            'repeats': count,
+        }
+
+
+def timings(*calls: Call, repeats: int) -> list[dict[str, float | None]]:
+    """Milliseconds from images in the host's memory to the pose there: p50, p99, largest, by call.
+
+    Calls to be compared take turns: a host that others use, too, is now quicker, now slower.
     p99_ms: None of fewer than MANY samples. cpu_ms: processor time of all threads of the process,
     waiting for the GPU in a loop included.
     """
-    call()
-    start_s = time.perf_counter()
-    call()
-    slowness_s = time.perf_counter() - start_s
-    for _ in range(min(20, int(1.0 / slowness_s))):  # clocks rise
-        call()
-    repeats = max(min(FEWEST, repeats), min(repeats, int(LIMIT_S / slowness_s)))
-    samples_ms, cpu_s = [], time.process_time()
-    for _ in range(repeats):
-        start_s = time.perf_counter()
-        call()
-        samples_ms.append(1e3 * (time.perf_counter() - start_s))
-    cpu_ms = 1e3 * (time.process_time() - cpu_s) / repeats
-    p50, p99 = np.percentile(samples_ms, (50, 99))
-    return {
-        'p50_ms': float(p50),
-        'p99_ms': float(p99) if repeats >= MANY else None,
-        'max_ms': max(samples_ms),
-        'cpu_ms': cpu_ms,
-        'repeats': repeats,
-    }
+    sampled = [_Sampled(call, repeats) for call in calls]
+    for turn in range(1, TURNS + 1):
+        for one in sampled:
+            one.sample(turn / TURNS)
+    return [one.figures() for one in sampled]
 
 
 def accuracy(tasks: list[PoseTask], poses: list[np.ndarray | None]) -> dict[str, Any]:
