@@ -293,14 +293,14 @@ class Run:
         update = self.step(n)
         update['trans'][rows, 1] = float(rng.choice([np.nan, np.inf, -np.inf]))
         track.move(update, n)
-        broken = self.written_by(track, n)
-        self.compare_broken(ours, broken, rows)
+        self.compare_broken(ours, broken := self.written_by(track, n), rows)
         self.require((broken[1][rows] == 0).all(), 'a broken pose sees something')
         track.move(self.step(n, 0.3), n)
         self.require((track.end(n).rows[rows, 16:] == 0).all(), 'a broken pose has evidence')
 
     def begun(self, track: TrackPass, rows: list[int]) -> tuple[np.ndarray, np.ndarray]:
-        track.begin(self.case.frame, self.case.poses[rows], self.case.objects[rows].tolist())
+        poses = self.case.poses[rows].reshape(-1, 16).tolist()
+        track.begin(self.case.frame, poses, self.case.objects[rows].tolist())
         return self.written_by(track, len(rows))
 
     @staticmethod

@@ -21,7 +21,8 @@ def at(*places_m: tuple[float, float, float]) -> np.ndarray:
 
 
 def patch_of(*places_m: tuple[float, float, float]) -> Patch:
-    return neighbourhood(at(*places_m), CAMERA, np.full(len(places_m), DIAMETER_M))
+    numbers = at(*places_m).reshape(-1, 16).tolist()
+    return neighbourhood(numbers, CAMERA, [DIAMETER_M] * len(places_m))
 
 
 def test_it_is_1_6_diameters_wide_and_what_the_filters_read():

@@ -7,7 +7,7 @@ import torch
 from raster_rig import on_devices
 from scene_rig import STARTS
 from scipy.linalg import polar
-from test_track_pass import MESHES, ORDER, centered, frame, track_of
+from test_track_pass import MESHES, ORDER, centered, frame, rows_of, track_of
 
 from foundationpose_trt.pose.mesh import ObjectMesh
 
@@ -31,7 +31,7 @@ def test_the_pose_of_the_origin_is_made_in_double_precision(device, frame):
     assert min(np.abs(mesh.center_m).max() for mesh in MESHES) > 1e-3
     track = track_of(device, frame.depth_m.shape)
     for moves in (0, 1):
-        track.begin(frame, poses, ORDER)
+        track.begin(frame, rows_of(poses), ORDER)
         for _ in range(moves):
             track.write(3)
             track.move({name: torch.full((3, 3), 0.3, device=device) for name in OUTPUTS}, 3)
@@ -48,5 +48,5 @@ def test_what_is_no_rotation_is_left_to_the_host(device, frame):
         poses = centered(STARTS)
         poses[1, :3, :3] *= spoil  # larger, a mirror, not a number, nothing
         track = track_of(device, frame.depth_m.shape)
-        track.begin(frame, poses, ORDER)
+        track.begin(frame, rows_of(poses), ORDER)
         assert track.end(3).camera_from_object[:, 3, 3].tolist() == [1, 0, 1]

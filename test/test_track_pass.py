@@ -43,6 +43,11 @@ def centered(poses: list[np.ndarray]) -> np.ndarray:
     return np.stack([poses[i] @ MESHES[i].object_from_centered for i in ORDER])
 
 
+def rows_of(poses: np.ndarray) -> list[list[float]]:
+    """Their numbers, row by row, as a pass takes them."""
+    return poses.reshape(len(poses), 16).tolist()
+
+
 @pytest.fixture(scope='module')
 def frame() -> Frame:
     frame, _ = scene_of(THINGS, TRUTH)
@@ -124,7 +129,7 @@ def test_crops_are_those_of_the_plain_functions_on_every_iteration(device, frame
     plain, poses = Plain(frame, device), centered(STARTS)
     track = track_of(device, plain.size)
     rng = np.random.default_rng(1)
-    track.begin(frame, poses, ORDER)
+    track.begin(frame, rows_of(poses), ORDER)
     at = tensor(poses, device)
     for _ in range(3):
         same_crops(track.write(3), plain.crops(at))
@@ -143,12 +148,12 @@ def test_the_next_frame_knows_nothing_of_the_last(device, frame):
     poses = centered(STARTS)
     other = replace(frame, rgb=255 - frame.rgb, depth_m=frame.depth_m[::-1].copy())
     fresh, used = (track_of(device, frame.depth_m.shape) for _ in range(2))
-    used.begin(other, centered(TRUTH)[::-1].copy(), ORDER[::-1])
+    used.begin(other, rows_of(centered(TRUTH)[::-1]), ORDER[::-1])
     used.write(3)
     used.move({name: torch.full((3, 3), 0.3, device=device) for name in ('trans', 'rot')}, 3)
     used.end(3)
     for track in (fresh, used):
-        track.begin(frame, poses, ORDER)
+        track.begin(frame, rows_of(poses), ORDER)
     for half, wanted in zip(used.write(3), fresh.write(3), strict=True):
         torch.testing.assert_close(half, wanted, atol=0, rtol=0)
     nothing = {name: torch.zeros(3, 3, device=device) for name in ('trans', 'rot')}
@@ -162,7 +167,7 @@ def test_those_that_have_had_their_iterations_stay_and_are_judged_where_they_are
     poses = centered(STARTS)
     track = track_of(device, frame.depth_m.shape)
     shift = {'trans': torch.full((3, 3), 0.1, device=device), 'rot': torch.zeros(3, 3).to(device)}
-    track.begin(frame, poses, ORDER)
+    track.begin(frame, rows_of(poses), ORDER)
     for active in (3, 2, 1):
         track.write(active)
         track.move({name: values[:active].clone() for name, values in shift.items()}, active)
@@ -180,11 +185,11 @@ def test_those_that_have_had_their_iterations_stay_and_are_judged_where_they_are
 def test_fewer_poses_than_there_is_room_for(device, frame, rows):
     poses, chosen = centered(STARTS), [ORDER[row] for row in rows]
     track, plain = track_of(device, frame.depth_m.shape), Plain(frame, device)
-    track.begin(frame, centered(TRUTH), ORDER)
+    track.begin(frame, rows_of(centered(TRUTH)), ORDER)
     whole = [half.clone() for half in plain.crops(tensor(poses, device))]
     track.write(3)
     track.end(3)
-    track.begin(frame, poses[list(rows)], chosen)
+    track.begin(frame, rows_of(poses[list(rows)]), chosen)
     for half, wanted in zip(track.write(len(rows)), whole, strict=True):
         assert len(half) == len(rows)
         differing = ((half - wanted[list(rows)]).abs() > 1e-5).float().mean().item()
@@ -195,7 +200,7 @@ def test_fewer_poses_than_there_is_room_for(device, frame, rows):
 def test_only_the_neighbourhood_is_read(device, frame):
     """What lies outside it may be anything; what lies inside is read."""
     poses, size = centered(STARTS)[:1], frame.depth_m.shape
-    patch = neighbourhood(poses, frame.intrinsics, np.array(DIAMETERS_M)[[ORDER[0]]])
+    patch = neighbourhood(rows_of(poses), frame.intrinsics, [DIAMETERS_M[ORDER[0]]])
     assert patch.pixels < 0.5 * size[0] * size[1]
     outside = np.ones(size, bool)
     patch.of(outside)[:] = False
@@ -204,7 +209,7 @@ def test_only_the_neighbourhood_is_read(device, frame):
     results = []
     for given in (frame, other):
         track = track_of(device, size)
-        track.begin(given, poses, ORDER[:1])
+        track.begin(given, rows_of(poses), ORDER[:1])
         results.append([half.clone() for half in track.write(1)])
     for half, same in zip(*results, strict=True):
         torch.testing.assert_close(half, same, atol=0, rtol=0)
@@ -220,7 +225,7 @@ def test_depth_that_is_no_depth_is_as_none(device, frame, value):
     for invalid in (np.float32(0), np.float32(value)):
         depth = np.where(holes, invalid, frame.depth_m)
         track = track_of(device, frame.depth_m.shape)
-        track.begin(Frame(frame.rgb, depth, frame.intrinsics), poses, ORDER)
+        track.begin(Frame(frame.rgb, depth, frame.intrinsics), rows_of(poses), ORDER)
         crops = [half.clone() for half in track.write(3)]
         nothing = {name: torch.zeros(3, 3, device=device) for name in ('trans', 'rot')}
         track.move(nothing, 3)
@@ -235,7 +240,7 @@ def test_depth_that_is_no_depth_is_as_none(device, frame, value):
 def test_a_network_that_answers_nonsense_moves_no_other_pose(device, frame, bad):
     poses, size = centered(STARTS), frame.depth_m.shape
     track = track_of(device, size)
-    track.begin(frame, poses, ORDER)
+    track.begin(frame, rows_of(poses), ORDER)
     track.write(3)
     update = {name: torch.zeros(3, 3, device=device) for name in ('trans', 'rot')}
     update['trans'][1] = bad
@@ -259,7 +264,7 @@ def test_outputs_of_any_type_and_place_are_read(device, frame):
     rng = np.random.default_rng(4)
     track = track_of(device, frame.depth_m.shape)
     radius = torch.tensor(np.array(DIAMETERS_M)[list(ORDER)] / 2, device=device).float()
-    track.begin(frame, poses, ORDER)
+    track.begin(frame, rows_of(poses), ORDER)
     at = tensor(poses, device)
     types = (torch.float32, torch.float16, torch.float16, torch.float32)
     for dtype, stride in zip(types, (1, 1, 2, 3), strict=True):
@@ -276,9 +281,9 @@ def test_outputs_of_any_type_and_place_are_read(device, frame):
 def test_a_pass_that_came_to_no_end_leaves_nothing_behind(device, frame):
     poses = centered(STARTS)
     fresh, used = (track_of(device, frame.depth_m.shape) for _ in range(2))
-    used.begin(frame, centered(TRUTH), ORDER)  # drawn, never written
+    used.begin(frame, rows_of(centered(TRUTH)), ORDER)  # drawn, never written
     for track in (fresh, used):
-        track.begin(frame, poses, ORDER)
+        track.begin(frame, rows_of(poses), ORDER)
     for half, wanted in zip(used.write(3), fresh.write(3), strict=True):
         torch.testing.assert_close(half, wanted, atol=0, rtol=0)
 
@@ -286,9 +291,9 @@ def test_a_pass_that_came_to_no_end_leaves_nothing_behind(device, frame):
 @on_devices
 def test_the_patch_is_filtered_as_the_whole_and_blank_where_it_is_cut(device, frame):
     poses = centered(STARTS)[:1]
-    patch = neighbourhood(poses, frame.intrinsics, np.array(DIAMETERS_M)[[ORDER[0]]])
+    patch = neighbourhood(rows_of(poses), frame.intrinsics, [DIAMETERS_M[ORDER[0]]])
     track = track_of(device, frame.depth_m.shape)
-    track.begin(frame, poses, ORDER[:1])
+    track.begin(frame, rows_of(poses), ORDER[:1])
     found = track.filtered[0, : patch.pixels].cpu().numpy().reshape(patch.height, patch.width)
     whole = patch.of(filtered_by_hand(frame.depth_m))
     v, u = np.mgrid[: patch.height, : patch.width]
@@ -317,7 +322,7 @@ def test_corners_between_pixels_go_to_the_even_one(device, center):
     pose[0, 2, 3] = 1.0
     writer = ViewWriter(mesh, 1, torch.float32, torch.device(device))
     track = writer.track_pass((101, 100), 1)
-    track.begin(frame, pose, [0])
+    track.begin(frame, rows_of(pose), [0])
     observed = track.write(1)[1][0, :3].cpu().numpy()
     low = [round(c - reach) for c in center]  # Python rounds half to even as well
     size = [round(c + reach) - first for c, first in zip(center, low, strict=True)]

@@ -27,6 +27,7 @@ from .hypotheses import initial_translation, rotation_grid
 from .inference import PoseInference
 from .mesh import ObjectMesh
 from .observation import Uploader
+from .patch import PoseNumbers
 from .quality import confirmed
 from .readout import Readout
 from .register_pass import RegisterPass
@@ -60,7 +61,7 @@ class PoseEstimator:
         require(len(self.meshes) > 0, 'no mesh: an estimator needs at least one object')
         self.networks = networks
         self.device = networks.device
-        self._object_from_centered = np.stack([mesh.object_from_centered for mesh in self.meshes])
+        self._centers_m = [mesh.center_m.tolist() for mesh in self.meshes]
         self._use(settings_by_object(settings, len(self.meshes)))
         engines = engines or open_engines(networks, BackendChoice('torch'))
         self._largest = engines.largest
@@ -220,18 +221,18 @@ class PoseEstimator:
         """
         if not camera_from_object:
             return {}
-        indices, last = list(camera_from_object), self._centered(camera_from_object)
-        rows = [row for row, z in enumerate(last[:, 2, 3].tolist()) if z >= NEAREST_M]
+        last = {i: self._centered(i, pose) for i, pose in camera_from_object.items()}
+        chosen = [index for index, numbers in last.items() if numbers[11] >= NEAREST_M]
         # with the most iterations first: those that go on after any of them are the first rows
-        rows.sort(key=lambda row: -self._settings[indices[row]].track_iterations)
-        found = self._tracked(frame, last[rows], [indices[row] for row in rows]) if rows else {}
+        chosen.sort(key=lambda index: -self._settings[index].track_iterations)
+        found = self._tracked(frame, [last[i] for i in chosen], chosen) if chosen else {}
         behind = PoseEstimate(Outcome.OUT_OF_RANGE)
-        return {index: found.get(index, behind) for index in indices}
+        return {index: found.get(index, behind) for index in last}
 
     def _tracked(
-        self, frame: Frame, camera_from_centered: np.ndarray, indices: Sequence[int]
+        self, frame: Frame, camera_from_centered: Sequence[PoseNumbers], indices: Sequence[int]
     ) -> dict[int, PoseEstimate]:
-        """Track poses (n, 4, 4) of the objects, which are ordered by falling iterations."""
+        """Track poses of the objects, which are ordered by falling iterations."""
         track = self._track_pass_for(frame.depth_m.shape)
         wanted = [(index, self._settings[index].track_iterations) for index in indices]
         found = run_pass(track, self.inference.refine, frame, camera_from_centered, wanted)
@@ -265,22 +266,21 @@ class PoseEstimator:
             last = len(self.meshes) - 1
             raise ValueError(f'object index is {index}, must be between 0 and {last}')
 
-    def _centered(self, camera_from_object: Mapping[int, np.ndarray]) -> np.ndarray:
-        """Poses (n, 4, 4) float64 of the objects' centres, in the mapping's order."""
-        indices = list(camera_from_object)
-        for index in indices:
-            self._require_known(index)
-        poses = np.array([*camera_from_object.values()], float)
-        last = poses @ self._object_from_centered[indices]
+    def _centered(self, index: int, camera_from_object: np.ndarray) -> PoseNumbers:
+        """Return the pose of an object's centre."""
+        self._require_known(index)
+        numbers = np.asarray(camera_from_object, float).ravel().tolist()
         # a sum is finite where all its terms are, unless they are astronomic: no pose either
-        if not math.isfinite(last.sum()):
-            finite = np.isfinite(last).all((1, 2)).tolist()
-            row = finite.index(False) if False in finite else 0
+        if not math.isfinite(sum(numbers)):
             raise ValueError(
-                f'the pose to track from is not finite, object {indices[row]}'
-                f' ({self.meshes[indices[row]].name}): {last[row]}'
+                f'the pose to track from is not finite, object {index}'
+                f' ({self.meshes[index].name}): {camera_from_object}'
             )
-        return last
+        x, y, z = self._centers_m[index]
+        for row in (0, 4, 8):
+            a, b, c, place = numbers[row : row + 4]
+            numbers[row + 3] = a * x + b * y + c * z + place
+        return numbers
 
     def _all_of(self, index: int, count: int) -> torch.Tensor:
         return torch.full((count,), index, dtype=torch.int32, device=self.device)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..datatypes import CameraIntrinsics
+
+# The 16 numbers of a pose (4, 4), row by row: for a few poses arrays cost several times as much.
+PoseNumbers = Sequence[float]
 
 # No pixel of an object that moved by 0.3 diameters is left out, nor of the refiner's first crop
 # (1.2).
@@ -36,22 +40,23 @@ class Patch:
 
 
 def neighbourhood(
-    camera_from_centered: np.ndarray, intrinsics: CameraIntrinsics, diameters_m: np.ndarray
+    camera_from_centered: Sequence[PoseNumbers],
+    intrinsics: CameraIntrinsics,
+    diameters_m: Sequence[float],
 ) -> Patch:
-    """Return the patch that tracking poses (n, 4, 4) of meshes of diameters (n,) can read.
+    """Return the patch that tracking poses of meshes of these diameters can read.
 
     The smallest rectangle around all of their windows of NEIGHBOURHOOD_RATIO diameters (as
     crops.crop_windows makes them), and around it what filtering the depth in them reads, cut to
     the image; of poses that look past the image, its nearest border.
     """
-    # plain numbers: for a few poses arrays cost several times as much
     x_low, x_high, y_low, y_high = [], [], [], []
-    focal = max(intrinsics.fx, intrinsics.fy)
-    places = camera_from_centered[:, :3, 3].tolist()
-    for (x, y, z), diameter_m in zip(places, diameters_m.tolist(), strict=True):
-        z = max(z, NEAREST_M)
-        reach = focal * NEIGHBOURHOOD_RATIO * diameter_m / 2 / z
-        u, v = x / z * intrinsics.fx + intrinsics.cx, y / z * intrinsics.fy + intrinsics.cy
+    fx, fy, cx, cy = intrinsics.fx, intrinsics.fy, intrinsics.cx, intrinsics.cy
+    reached = max(fx, fy) * NEIGHBOURHOOD_RATIO / 2
+    for numbers, diameter_m in zip(camera_from_centered, diameters_m, strict=True):
+        z = max(numbers[11], NEAREST_M)
+        reach = reached * diameter_m / z
+        u, v = numbers[3] / z * fx + cx, numbers[7] / z * fy + cy
         x_low.append(u - reach)
         x_high.append(u + reach)
         y_low.append(v - reach)
@@ -63,6 +68,7 @@ def neighbourhood(
 
 def _side(low: float, high: float, size: int) -> tuple[int, int]:
     """First and last pixel of low..high with what the filters read around, in an image."""
-    first, last = (round(min(max(end, -FARTHEST_PX), FARTHEST_PX)) for end in (low, high))
-    first, last = (min(max(end, 0), size - 1) for end in (first, last))
+    first = round(min(max(low, -FARTHEST_PX), FARTHEST_PX))
+    last = round(min(max(high, -FARTHEST_PX), FARTHEST_PX))
+    first, last = min(max(first, 0), size - 1), min(max(last, 0), size - 1)
     return max(first - FILTER_REACH_PX, 0), min(last + FILTER_REACH_PX, size - 1)

@@ -8,6 +8,7 @@ copies, so they need no stream of their own. The CUDA graph is the refiner's alo
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +24,7 @@ from . import track_kernels as kernels
 from .crop_pass import POSE, CropPass, Crops, PassImages, Refine, views_of
 from .depth import erode, smooth, spatial_weights
 from .mesh_bank import MeshBank
-from .patch import Patch, neighbourhood
+from .patch import Patch, PoseNumbers, neighbourhood
 
 HEADER = len(kernels.HEADER)
 STEP = 4096  # of launches: a patch that grows by less needs no other one
@@ -85,7 +86,7 @@ class TrackPass:
         buffers that write() fills; n poses at most. size: height, width of the images."""
         self.size = size
         self._device, self._count = bank.device, len(crops[0])
-        self._diameters_m = np.asarray(diameters_m, np.float64)
+        self._diameters_m = [float(diameter_m) for diameter_m in diameters_m]
         self._is_cuda = self._device.type == 'cuda'
         pixels = size[0] * size[1]
         self._header = torch.zeros(HEADER + (POSE + 1) * self._count, pin_memory=self._is_cuda)
@@ -119,15 +120,15 @@ class TrackPass:
         self._smooth = RecordedLaunch(smooth, (1, pixels), smoothing, self._device)
 
     def begin(
-        self, frame: Frame, camera_from_centered: np.ndarray, objects: Sequence[int]
+        self, frame: Frame, camera_from_centered: Sequence[PoseNumbers], objects: Sequence[int]
     ) -> None:
-        """Bring a frame and the poses (n, 4, 4) of meshes `objects` to the device.
+        """Bring a frame and the poses of meshes `objects` to the device.
 
         frame: of the size given on construction.
         """
         n = len(objects)
         self._open()
-        diameters_m = self._diameters_m[list(objects)]
+        diameters_m = [self._diameters_m[index] for index in objects]
         patch = neighbourhood(camera_from_centered, frame.intrinsics, diameters_m)
         self._pass.use_current_stream()
         self._fill_header(frame.intrinsics, patch, camera_from_centered, objects)
@@ -147,14 +148,14 @@ class TrackPass:
         self,
         k: CameraIntrinsics,
         patch: Patch,
-        camera_from_centered: np.ndarray,
+        camera_from_centered: Sequence[PoseNumbers],
         objects: Sequence[int],
     ) -> None:
         n, values = len(objects), self._header_values
         values[:HEADER] = (
             k.fx, k.fy, k.cx, k.cy, k.width, k.height, patch.x, patch.y, patch.width, patch.height,
         )  # fmt: skip
-        values[HEADER : HEADER + POSE * n] = camera_from_centered.ravel()
+        values[HEADER : HEADER + POSE * n] = [*chain.from_iterable(camera_from_centered)]
         first = HEADER + POSE * self._count
         values[first : first + n] = objects
 
@@ -218,10 +219,10 @@ def run_pass(
     track: TrackPass,
     refine: Refine,
     frame: Frame,
-    camera_from_centered: np.ndarray,
+    camera_from_centered: Sequence[PoseNumbers],
     objects_and_iterations: Sequence[tuple[int, int]],
 ) -> Tracked:
-    """Track poses (n, 4, 4) of objects, each so many iterations (falling): as TrackPass.end."""
+    """Track poses of objects, each so many iterations (falling): as TrackPass.end."""
     iterations = [count for _, count in objects_and_iterations]
     track.begin(frame, camera_from_centered, [index for index, _ in objects_and_iterations])
     for done in range(iterations[0]):
