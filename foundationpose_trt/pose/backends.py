@@ -303,8 +303,9 @@ class _Plans:
         ]
         outputs = _outputs(networks, torch.float32)
         joined = [JoinedEngine(*parts) for parts in zip(trunks, endings, outputs, strict=True)]
-        for kind, trunk, whole in zip(KINDS, trunks, joined, strict=True):
-            self._require_trusted(whole, trunk.manifest, kind)
+        plans = [self._plan(kind) for kind in TRUNKS]
+        for kind, plan, trunk, whole in zip(KINDS, plans, trunks, joined, strict=True):
+            self._require_trusted(whole, trunk.manifest, kind, plan)
         return joined
 
     def _engine(self, kind: str, workspace: Workspace) -> TensorRtEngine:
@@ -327,12 +328,14 @@ class _Plans:
     def _plan(self, kind: str) -> Path:
         return plan_path(self.networks, kind, self.choice, self.backend)
 
-    def _require_trusted(self, engine: Engine, built: EngineManifest, kind: str) -> None:
+    def _require_trusted(
+        self, engine: Engine, built: EngineManifest, kind: str, plan: Path
+    ) -> None:
         """Compare an engine with these weights, once; what was found is judged at every start.
 
-        built: of its trunk.
+        built, plan: of its trunk.
         """
-        plan, own = self._plan(f'{kind}_trunk'), comparison(self.networks, kind)
+        own = comparison(self.networks, kind)
         known = {**built.tolerance}
         compared_with = known.pop(COMPARED_WITH, None)
         if own is None or compared_with != own or RENDERED_CROPS not in known:

@@ -20,10 +20,10 @@ from torch.nn import functional
 from ..datatypes import require
 from ..warp_launch import as_warp, launch
 from .head_kernels import ROWS, head_kernels
-from .networks import HEADS, TOKENS, RefineNet, ScoreNet
+from .networks import HEADS, TOKENS, RefineNet, ScoreNet, input_projections
 
 FORM = 1  # rises with what is computed here: engines are compared with the networks again
-MOST_CROPS = 48  # at once: more take memory (10 MB a crop at width 1) and hardly less time
+MOST_CROPS = 48  # at once: more take memory, and hardly less time
 
 
 def tokens_of_image(trunk: torch.Tensor) -> torch.Tensor:
@@ -58,12 +58,9 @@ class SelfAttentions:
 
     def __init__(self, sources: Sequence[nn.MultiheadAttention], dtype: torch.dtype) -> None:
         self._groups = len(sources)
-        # all queries, then all keys, then all values: (3, G, d, ...)
         self._weight, self._bias = (
-            torch.stack([getattr(source, name).detach() for source in sources])
-            .unflatten(1, (3, -1)).transpose(0, 1).flatten(0, 2).to(dtype)
-            for name in ('in_proj_weight', 'in_proj_bias')
-        )  # fmt: skip
+            part.detach().flatten(0, 1).to(dtype) for part in input_projections(sources)
+        )
 
     def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
         """Mix the tokens."""

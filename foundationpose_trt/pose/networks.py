@@ -7,6 +7,7 @@ count: 1.0 loads the official state_dicts strictly, our own sets use less.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -165,6 +166,18 @@ class ScoreNet(nn.Module):
 
     def forward(self, rendered: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
         return self.rank(self.extract(rendered, observed)[None])
+
+
+def input_projections(
+    sources: Sequence[nn.MultiheadAttention],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights (3, G * d, d), biases (3, G * d) of G attentions side by side: query, key, value."""
+    weights = torch.stack([source.in_proj_weight for source in sources])
+    biases = torch.stack([source.in_proj_bias for source in sources])
+    weight, bias = (
+        part.unflatten(1, (3, -1)).transpose(0, 1).flatten(1, 2) for part in (weights, biases)
+    )
+    return weight, bias
 
 
 def fold_batch_norm(network: nn.Module) -> None:

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .networks import HEADS, TOKENS, RefineNet, ResBlock, ScoreNet
+from .networks import HEADS, TOKENS, RefineNet, ResBlock, ScoreNet, input_projections
 
 SIDE = math.isqrt(TOKENS)  # of a trunk's output, as an image
 
@@ -47,7 +47,9 @@ class _Trunk(nn.Module):
 
     code: torch.Tensor
 
-    def __init__(self, encode_one: nn.Module, encode_both: nn.Module, code: torch.Tensor) -> None:
+    def __init__(
+        self, encode_one: nn.Sequential, encode_both: nn.Sequential, code: torch.Tensor
+    ) -> None:
         super().__init__()
         self.encode_one, self.encode_both = encode_one, encode_both
         self.channels = code.shape[-1]
@@ -62,6 +64,14 @@ class _Trunk(nn.Module):
     def forward(self, rendered: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
         joined = self.image(rendered, observed)
         return joined.reshape(-1, self.channels, TOKENS).transpose(1, 2) + self.code
+
+
+def _trunk_of(network: RefineNet | ScoreNet) -> _Trunk:
+    """Make the trunk of a network, of whose parts it is."""
+    is_refiner = isinstance(network, RefineNet)
+    stages = ('encodeA', 'encodeAB') if is_refiner else ('encoderA', 'encoderAB')
+    one, both = (getattr(network, name) for name in stages)
+    return _Trunk(one, both, network.pos_embed.pe)
 
 
 class _SumApart(nn.Module):
@@ -83,18 +93,16 @@ class TypedTrunk(nn.Module):
     the network over.
     """
 
-    code: torch.Tensor
+    code: torch.Tensor  # as an image: the tracer would not fold what makes one of the trunk's
 
     def __init__(self, network: RefineNet | ScoreNet, dtype: torch.dtype, apart: bool) -> None:
         super().__init__()
-        of_refiner = isinstance(network, RefineNet)
-        stages = ('encodeA', 'encodeAB') if of_refiner else ('encoderA', 'encoderAB')
-        one, both = (getattr(network, name) for name in stages)
+        trunk = _trunk_of(network)
         if apart:
-            both = nn.Sequential(*[_SumApart(m) if isinstance(m, ResBlock) else m for m in both])
-        code = network.pos_embed.pe
-        self.trunk = _Trunk(one, both, code).to(dtype)
-        self.register_buffer('code', code.transpose(1, 2).unflatten(2, (SIDE, SIDE)).to(dtype))
+            blocks = [_SumApart(m) if isinstance(m, ResBlock) else m for m in trunk.encode_both]
+            trunk.encode_both = nn.Sequential(*blocks)
+        self.trunk = trunk.to(dtype)
+        self.register_buffer('code', trunk.code.transpose(1, 2).unflatten(2, (SIDE, SIDE)))
 
     def forward(self, rendered: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
         return self.trunk.image(rendered, observed) + self.code
@@ -112,14 +120,7 @@ class _Attention(nn.Module):
         self.heads, self.channels = HEADS * len(sources), width * len(sources)
         self.shape = shape
         scale = (width // HEADS) ** -0.5
-        packed = [
-            torch.stack(list(parts)).unflatten(1, (3, -1)).transpose(0, 1).flatten(1, 2)
-            for parts in (
-                (source.in_proj_weight for source in sources),
-                (source.in_proj_bias for source in sources),
-            )
-        ]
-        query, key, value = zip(*packed, strict=True)
+        query, key, value = zip(*input_projections(sources), strict=True)
         # Apart: from the three packed into one product TensorRT 8.6 made an engine that computed
         # something else (on an H100; the self-check refused it).
         self.query = _linear(*(part * scale for part in query))
@@ -211,8 +212,7 @@ class TypedRefiner(nn.Module):
 
     def __init__(self, network: RefineNet, dtype: torch.dtype) -> None:
         super().__init__()
-        trunk = _Trunk(network.encodeA, network.encodeAB, network.pos_embed.pe)
-        self.trunk = trunk.to(dtype)
+        self.trunk = _trunk_of(network).to(dtype)
         self.heads = _Heads([network.trans_head, network.rot_head]).typed(dtype)
 
     def forward(
@@ -227,8 +227,7 @@ class TypedExtractor(nn.Module):
 
     def __init__(self, network: ScoreNet, dtype: torch.dtype) -> None:
         super().__init__()
-        trunk = _Trunk(network.encoderA, network.encoderAB, network.pos_embed.pe)
-        self.trunk = trunk.to(dtype)
+        self.trunk = _trunk_of(network).to(dtype)
         self.attention = _Attention([network.att], (-1, TOKENS)).to(dtype)
         self.out = network.att.out_proj
 

@@ -276,18 +276,15 @@ def _timelines(
 def _tracking(setting: Setting, height: int) -> dict[str, Call]:
     mesh = make_object(FIRST_VIEW_SEED)
     one, several = setting.make(mesh), setting.make(*[mesh] * TOGETHER)
-    frame, pose, _ = timed_frame(height, mesh)
-    poses = spread(frame, pose, mesh)
     return {
-        'one object': lambda: one.track(frame, [pose]),
-        f'{TOGETHER} objects': lambda: several.track(frame, poses),
+        'one object': _track_call(one, mesh, height),
+        f'{TOGETHER} objects': _track_call(several, mesh, height, TOGETHER),
     }
 
 
 def _registering(setting: Setting, height: int) -> dict[str, Call]:
     mesh = make_object(FIRST_VIEW_SEED)
-    runner, (frame, _, mask) = setting.make(mesh), timed_frame(height, mesh)
-    return {'registration': lambda: runner.register(frame, mask)}
+    return {'registration': _register_call(setting.make(mesh), mesh, height)}
 
 
 def _track_row(setting: Setting, options: argparse.Namespace, tasks: list[PoseTask]) -> Row:
@@ -314,6 +311,12 @@ def _track_call(runner: Fast | Eager, mesh: ObjectMesh, height: int, count: int 
     return lambda: runner.track(_again(frame), poses)
 
 
+def _register_call(runner: Fast | Eager, mesh: ObjectMesh, height: int) -> Call:
+    """Return a call that registers the object of a timed frame."""
+    frame, _, mask = timed_frame(height, mesh)
+    return lambda: runner.register(_again(frame), mask)
+
+
 def _again(frame: Frame) -> Frame:
     """Make the frame anew, as a node does for every image: its checks are part of a call."""
     return Frame(frame.rgb, frame.depth_m, frame.intrinsics)
@@ -323,10 +326,6 @@ def _tracked_poses(setting: Setting, tasks: list[PoseTask]) -> list[np.ndarray |
     return [
         runner.track(task.frame, [task.start])[0] for runner, task in _with_runners(setting, tasks)
     ]
-
-
-def _register_again(runner: Fast | Eager, frame: Frame, mask: np.ndarray) -> None:
-    runner.register(_again(frame), mask)
 
 
 def _with_runners(
@@ -345,8 +344,7 @@ def _register_row(setting: Setting, options: argparse.Namespace, tasks: list[Pos
     mesh, sizes = tasks[0].mesh, {}
     runner = setting.make(mesh)
     for height in options.heights:
-        frame, _, mask = timed_frame(height, mesh)
-        call = partial(_register_again, runner, frame, mask)
+        call = _register_call(runner, mesh, height)
         (sizes[height],) = timings(call, repeats=options.repeats)
     memory = setting.memory.figures(setting.networks)
     poses = [one.register(task.frame, task.mask) for one, task in _with_runners(setting, tasks)]
