@@ -71,11 +71,12 @@ def as_warp(tensor: torch.Tensor, dtype: Any = None) -> wp.array:
 
 
 def pinned_as_warp(tensor: torch.Tensor, device: torch.device) -> wp.array:
-    """View host memory, page-locked and float32, as an array of a device: read over the bus.
+    """View host memory, page-locked and float32, as an array of a device: used over the bus.
 
     For a few numbers, which take less time that way than to enqueue their copy. With unified
     addressing, as all 64-bit systems have, it has one address for both (CUDA C++ Programming
-    Guide, "Mapped Memory"). Writes before a launch are seen by it. On a CPU plainly the tensor.
+    Guide, "Mapped Memory"). Writes before a launch are seen by it, and what it writes by who waits
+    for it. On a CPU plainly the tensor.
     """
     if device.type != 'cuda':
         return as_warp(tensor)

@@ -33,10 +33,14 @@ class FakeEvent:
 
 
 @pytest.fixture
-def timer(monkeypatch):
+def cuda(monkeypatch):
     monkeypatch.setattr(stage_timer.torch.cuda, 'Event', FakeEvent)
     monkeypatch.setattr(stage_timer.torch.cuda, 'current_stream', lambda d: f'stream of {d}')
     FakeEvent.now_ms = FakeEvent.passed_until_ms = 0.0
+
+
+@pytest.fixture
+def timer(cuda):
     return StageTimer(torch.device('cuda'))
 
 
@@ -65,6 +69,25 @@ def test_a_gpu_that_lags_costs_old_measurements_and_no_memory(timer):
     assert len(timer._pending) == PENDING
     FakeEvent.passed_until_ms = 1e9
     assert timer.last_ms() == 19
+
+
+def test_where_events_would_cost_too_much_one_of_many_is_measured(cuda):
+    timer = StageTimer(torch.device('cuda'), every=3)
+    FakeEvent.passed_until_ms = 1e9
+    found = []
+    for k in range(7):
+        measure(timer, 100 * k, 100 * k + k + 1)
+        found.append(timer.take_ms())
+    assert found == [1, None, None, 4, None, None, 7]
+
+
+def test_a_stage_that_fails_is_not_taken_for_the_next_ones_beginning(cuda):
+    timer = StageTimer(torch.device('cuda'), every=2)
+    FakeEvent.passed_until_ms = 1e9
+    with pytest.raises(KeyError), timer:
+        raise KeyError
+    measure(timer, 10, 15)
+    assert len(timer._pending) == 1
 
 
 def test_on_a_cpu_the_clock_counts():

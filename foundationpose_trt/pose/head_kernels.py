@@ -15,8 +15,8 @@ from typing import Any
 import warp as wp
 
 from ..datatypes import require
+from .lanes import LANES, lanes_sum
 
-LANES = 32  # of a warp, CUDA C++ Programming Guide, "SIMT Architecture"
 ROWS = wp.constant(4)  # one after the other; 400 tokens are a multiple
 
 
@@ -38,24 +38,6 @@ class HeadKernels:
     add_relu: wp.Kernel
     norm_sums: wp.Kernel
     last: wp.Kernel
-
-
-@wp.func_native(
-    """
-#if defined(__CUDA_ARCH__)
-    // the lanes that share the row, of whatever warps are made of besides
-    unsigned mask = 0xffffffffu;
-    if (lanes < 32)
-        mask = ((1u << lanes) - 1u) << (threadIdx.x & 31 & ~(lanes - 1));
-    for (int offset = lanes / 2; offset > 0; offset /= 2)
-        value += __shfl_xor_sync(mask, value, offset);
-#endif
-    return value;
-"""
-)
-def lanes_sum(value: float, lanes: int) -> float:
-    """Sum over neighbouring lanes, in each of them; on a CPU the value itself."""
-    return value  # what the snippet does is not this
 
 
 @wp.func_native(

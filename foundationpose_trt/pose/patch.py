@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 
@@ -50,19 +51,17 @@ def neighbourhood(
     crops.crop_windows makes them), and around it what filtering the depth in them reads, cut to
     the image; of poses that look past the image, its nearest border.
     """
-    x_low, x_high, y_low, y_high = [], [], [], []
+    x_low, x_high, y_low, y_high = inf, -inf, inf, -inf
     fx, fy, cx, cy = intrinsics.fx, intrinsics.fy, intrinsics.cx, intrinsics.cy
     reached = max(fx, fy) * NEIGHBOURHOOD_RATIO / 2
     for numbers, diameter_m in zip(camera_from_centered, diameters_m, strict=True):
         z = max(numbers[11], NEAREST_M)
         reach = reached * diameter_m / z
         u, v = numbers[3] / z * fx + cx, numbers[7] / z * fy + cy
-        x_low.append(u - reach)
-        x_high.append(u + reach)
-        y_low.append(v - reach)
-        y_high.append(v + reach)
-    left, right = _side(min(x_low), max(x_high), intrinsics.width)
-    top, bottom = _side(min(y_low), max(y_high), intrinsics.height)
+        x_low, x_high = min(x_low, u - reach), max(x_high, u + reach)
+        y_low, y_high = min(y_low, v - reach), max(y_high, v + reach)
+    left, right = _side(x_low, x_high, intrinsics.width)
+    top, bottom = _side(y_low, y_high, intrinsics.height)
     return Patch(left, top, right - left + 1, bottom - top + 1)
 
 

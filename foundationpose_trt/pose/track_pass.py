@@ -29,6 +29,7 @@ from .patch import Patch, PoseNumbers, neighbourhood
 HEADER = len(kernels.HEADER)
 STEP = 4096  # of launches: a patch that grows by less needs no other one
 WORD = 4  # bytes that a thread fetches
+TIMED = 8  # of so many frames one is timed
 
 
 class _Staged:
@@ -93,24 +94,22 @@ class TrackPass:
         self._header_values = self._header.numpy()
         self._rgb = _Staged(3 * pixels, torch.uint8, self._device)
         self._depth = _Staged(pixels, torch.float32, self._device)
-        self.timer = StageTimer(self._device)  # of bringing a patch there
+        # of bringing a patch there; two events take the host as long as half of the launches
+        self.timer = StageTimer(self._device, every=TIMED)
         self._is_open = False  # begun and not ended
+        self._held: list[torch.Tensor] = []  # what recorded launches read and write
         self._done = torch.cuda.Event() if self._is_cuda else None
         self.filtered = torch.zeros(1, pixels, device=self._device)
         images = PassImages(self._rgb.on_device, self.filtered, size)
         self._pass = CropPass(bank, diameters_m, crops, images, self._header)
-        self._found = self._pass.found
-        if self._is_cuda:
-            self._found = torch.zeros_like(self._pass.found, device='cpu').pin_memory()
-        results, final = views_of(self._found)
-        self._results, self._final = results.numpy(), final.numpy()
+        self._results, self._final = self._record_return()
         self._record_filters()
 
     def _record_filters(self) -> None:
         pixels = self.size[0] * self.size[1]
         eroded = torch.zeros(1, pixels, device=self._device)
         spatial = spatial_weights().to(self._device)
-        self._held = [eroded, spatial]
+        self._held += [eroded, spatial]
         patch, size = as_warp(self._pass.patch, wp.vec4i), wp.vec2i(*self.size)
         source = as_warp(self._depth.on_device.view(1, -1))
         between, filtered = as_warp(eroded), as_warp(self.filtered)
@@ -118,6 +117,18 @@ class TrackPass:
         smoothing = [between, patch, size, as_warp(spatial), filtered]
         self._erode = RecordedLaunch(erode, (1, pixels), erosion, self._device)
         self._smooth = RecordedLaunch(smooth, (1, pixels), smoothing, self._device)
+
+    def _record_return(self) -> tuple[np.ndarray, np.ndarray]:
+        """Prepare the way back; returns where results and final poses arrive on the host."""
+        found = self._pass.found
+        arrived = torch.zeros_like(found, device='cpu').pin_memory() if self._is_cuda else found
+        self._held += [arrived]
+        if self._is_cuda:
+            words = found.view(torch.float32), arrived.view(torch.float32)
+            both = [as_warp(words[0]), pinned_as_warp(words[1], self._device)]
+            self._return = RecordedLaunch(kernels.give_back, (len(words[0]),), both, self._device)
+        results, final = views_of(arrived)
+        return results.numpy(), final.numpy()
 
     def begin(
         self, frame: Frame, camera_from_centered: Sequence[PoseNumbers], objects: Sequence[int]
@@ -152,10 +163,10 @@ class TrackPass:
         objects: Sequence[int],
     ) -> None:
         n, values = len(objects), self._header_values
-        values[:HEADER] = (
+        values[: HEADER + POSE * n] = [
             k.fx, k.fy, k.cx, k.cy, k.width, k.height, patch.x, patch.y, patch.width, patch.height,
-        )  # fmt: skip
-        values[HEADER : HEADER + POSE * n] = [*chain.from_iterable(camera_from_centered)]
+            *chain.from_iterable(camera_from_centered),
+        ]  # fmt: skip
         first = HEADER + POSE * self._count
         values[first : first + n] = objects
 
@@ -203,7 +214,7 @@ class TrackPass:
         """
         self._pass.count(n)
         if self._done is not None:
-            self._found.copy_(self._pass.found, non_blocking=True)  # slicing takes longer
+            self._return((len(self._pass.found) // WORD,), self._pass.stream)
             self._done.record(current_stream(self._device))
             self._done.synchronize()
         self._is_open = False

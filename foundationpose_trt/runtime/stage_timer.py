@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -20,27 +21,32 @@ class StageTimer:
     so a value is of a call or more before. On a CPU by the clock. One thread only.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, every: int = 1) -> None:
+        """every: on CUDA one of so many is measured, where what two events cost counts."""
         self._device, self._on_cuda = device, device.type == 'cuda'
+        self._turns = cycle([True] + [False] * (every - 1))
         self._pending: deque[tuple[Any, Any]] = deque()
         self._spare: list[tuple[Any, Any]] = []  # events that have been read
         self._begun: Any = None
         self._last_ms: float | None = None
 
     def __enter__(self) -> StageTimer:
-        if self._on_cuda:
+        if not self._on_cuda:
+            self._begun = time.perf_counter()
+        elif next(self._turns):
             self._begun = self._free_pair()
             self._begun[0].record(current_stream(self._device))
-        else:
-            self._begun = time.perf_counter()
         return self
 
     def __exit__(self, *_: object) -> None:
+        begun, self._begun = self._begun, None
+        if begun is None:
+            return
         if self._on_cuda:
-            self._begun[1].record(current_stream(self._device))
-            self._pending.append(self._begun)
+            begun[1].record(current_stream(self._device))
+            self._pending.append(begun)
         else:
-            self._last_ms = (time.perf_counter() - self._begun) * 1e3
+            self._last_ms = (time.perf_counter() - begun) * 1e3
 
     def last_ms(self) -> float | None:
         """Return the milliseconds of the newest measurement that has ended, None before any."""

@@ -21,6 +21,7 @@ OURS = [
     track_kernels.write_crops,
     track_kernels.count_evidence,
     track_kernels.fetch,
+    track_kernels.give_back,
     erode,
     smooth,
     rasterize,
