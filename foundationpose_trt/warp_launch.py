@@ -70,18 +70,20 @@ def as_warp(tensor: torch.Tensor, dtype: Any = None) -> wp.array:
     return wp.from_torch(tensor.detach(), dtype=dtype, requires_grad=False)
 
 
-def pinned_as_warp(tensor: torch.Tensor, device: torch.device) -> wp.array:
-    """View host memory, page-locked and float32, as an array of a device: used over the bus.
+def pinned_as_warp(
+    tensor: torch.Tensor, device: torch.device, dtype: Any = wp.float32
+) -> wp.array:
+    """View host memory, page-locked, as an array of a device: used over the bus.
 
     For a few numbers, which take less time that way than to enqueue their copy. With unified
     addressing, as all 64-bit systems have, it has one address for both (CUDA C++ Programming
     Guide, "Mapped Memory"). Writes before a launch are seen by it, and what it writes by who waits
-    for it. On a CPU plainly the tensor.
+    for it. On a CPU plainly the tensor. dtype: as large as the tensor's.
     """
     if device.type != 'cuda':
-        return as_warp(tensor)
+        return as_warp(tensor, dtype)
     where, shape = _warp_device(device), tuple(tensor.shape)
-    return wp.array(ptr=tensor.data_ptr(), dtype=wp.float32, shape=shape, device=where)
+    return wp.array(ptr=tensor.data_ptr(), dtype=dtype, shape=shape, device=where)
 
 
 def is_same_view(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -172,7 +172,7 @@ def keep_pose(tracked: Tracked, n: int, pose: wp.mat44, camera: wp.array(dtype=f
 
 
 @wp.kernel
-def fetch(source: wp.array(dtype=float), target: wp.array(dtype=float)):
+def fetch(source: wp.array(dtype=wp.uint64), target: wp.array(dtype=wp.uint64)):
     """Copy what lies in the host's memory, over the bus; whatever the words mean."""
     i = wp.tid()
     target[i] = source[i]

@@ -28,7 +28,8 @@ from .patch import Patch, PoseNumbers, neighbourhood
 
 HEADER = len(kernels.HEADER)
 STEP = 4096  # of launches: a patch that grows by less needs no other one
-WORD = 4  # bytes that a thread fetches
+WORD = 8  # bytes that a thread fetches
+STEP_WORDS = STEP * 4 // WORD  # of what is fetched
 TIMED = 8  # of so many frames one is timed
 
 
@@ -42,18 +43,19 @@ class _Staged:
         size, is_cuda = torch.empty(0, dtype=dtype).itemsize, device.type == 'cuda'
         self._words = -(-count * size // WORD)
         self._per_word = WORD // size
-        staging = torch.zeros(self._words, pin_memory=is_cuda)
-        words = torch.zeros(self._words, device=device) if is_cuda else staging
+        staging = torch.zeros(self._words, dtype=torch.int64, pin_memory=is_cuda)
+        words = torch.zeros_like(staging, device=device) if is_cuda else staging
         self._held = (staging, words)
         self.values = staging.numpy().view(torch.empty(0, dtype=dtype).numpy().dtype)
         self.on_device = words.view(dtype)[:count]
-        both = [pinned_as_warp(staging, device), as_warp(words)]
+        both = [pinned_as_warp(staging, device, wp.uint64), as_warp(words, wp.uint64)]
         self._fetch = RecordedLaunch(kernels.fetch, (self._words,), both, device)
 
     def send(self, count: int, stream: wp.Stream | None) -> None:
         """Bring the first values to the device, asynchronously."""
         if self._held[0] is not self._held[1]:
-            self._fetch((in_steps(-(-count // self._per_word), self._words),), stream)
+            words = in_steps(-(-count // self._per_word), self._words, STEP_WORDS)
+            self._fetch((words,), stream)
 
 
 class Tracked(NamedTuple):
@@ -214,16 +216,16 @@ class TrackPass:
         """
         self._pass.count(n)
         if self._done is not None:
-            self._return((len(self._pass.found) // WORD,), self._pass.stream)
+            self._return((len(self._pass.found) // 4,), self._pass.stream)
             self._done.record(current_stream(self._device))
             self._done.synchronize()
         self._is_open = False
         return Tracked(self._results[:n].copy(), self._final[:n].copy())
 
 
-def in_steps(count: int, most: int) -> int:
+def in_steps(count: int, most: int, step: int = STEP) -> int:
     """Return a count rounded up to whole steps, as long as there are as many."""
-    return min(most, -(-count // STEP) * STEP)
+    return min(most, -(-count // step) * step)
 
 
 def run_pass(
