@@ -138,9 +138,10 @@ def mixed_layers() -> dict[str, Layer]:
 
 
 class Network:
-    def __init__(self, half: bool) -> None:
+    def __init__(self, half: bool, quantized: bool = False) -> None:
         self.layers = mixed_layers()
         self._listed = list(self.layers.values()) if half else []
+        self._listed += [Layer('QUANTIZE', [], [])] * quantized
         dtype = DataType.HALF if half else DataType.FLOAT
         self._x = Tensor('x', (-1, *INPUT_SHAPE), dtype)
         self._y = Tensor('y', (-1, *INPUT_SHAPE), DataType.FLOAT)
@@ -303,7 +304,7 @@ class Stub(types.ModuleType):
         self.__version__ = version
         self.trace: list[tuple] = []
         self.fails: set[str] = set()
-        self.half = False
+        self.half = self.quantized = False
         self.networks: list[tuple[int, Network]] = []
         self.configs: list[Config] = []
         self.profiles: list[Profile] = []
@@ -311,7 +312,7 @@ class Stub(types.ModuleType):
         self.ILogger, self._loggers = _logger_class(), []
         self.DataType, self.TensorIOMode = DataType, Mode
         self.MemoryPoolType = enum.Enum('MemoryPoolType', 'WORKSPACE')
-        weak = 'FP16 OBEY_PRECISION_CONSTRAINTS ' if major < 11 else ''
+        weak = 'FP16 INT8 OBEY_PRECISION_CONSTRAINTS ' if major < 11 else ''
         self.BuilderFlag = enum.Enum('BuilderFlag', weak + 'TF32 VERSION_COMPATIBLE')
         flags = {'EXPLICIT_BATCH': 0} if major < 11 else {}
         flags |= {'STRONGLY_TYPED': 1} if major >= 10 else {}
@@ -345,7 +346,7 @@ class Stub(types.ModuleType):
         return types.SimpleNamespace(deserialize_cuda_engine=self._deserialize)
 
     def _network(self, flags: int) -> Network:
-        self.networks.append((flags, Network(self.half)))
+        self.networks.append((flags, Network(self.half, self.quantized)))
         return self.networks[-1][1]
 
     def _config(self) -> Config:

@@ -196,7 +196,7 @@ def test_both_forms_of_a_trunk_stand_side_by_side(networks, tmp_path, monkeypatc
     installed_as(monkeypatch, True)
     for backend, form in (('tensorrt', 'apart'), ('tensorrt_rtx', 'fused')) * 2:
         path = exported(half, 'refiner_trunk', choice, backend)
-        assert json.loads(path.with_name(f'{path.name}.json').read_text())['residuals'] == form
+        assert json.loads(path.with_name(f'{path.name}.json').read_text())['form'] == form
     assert sorted(file.name for file in (tmp_path / 'small_fp16').glob('*.onnx')) == [
         'refiner_trunk.onnx', 'refiner_trunk_apart.onnx',
     ]  # fmt: skip

@@ -35,6 +35,7 @@ OUTPUTS = {
     'extractor': {'features': (CHANNELS,)},
 }
 STATES = {kind: rig.random_state(kind, WIDTH, seed) for seed, kind in enumerate(NETWORKS)}
+FORMS = (export.FUSED, export.APART)
 HALF, SINGLE = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
 
 
@@ -57,9 +58,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for precision in ('fp32', 'fp16'):
             export.write_onnx(networks, kind, folder / f'{kind}_{precision}.onnx', precision)
     export.write_onnx(networks, 'scorer', folder / 'scorer_three.onnx', 'fp32', 3)
-    for kind, form, precision in product(export.TRUNKS, export.RESIDUALS, ('fp32', 'fp16')):
+    for kind, form, precision in product(export.TRUNKS, FORMS, ('fp32', 'fp16')):
         file = folder / f'{kind}_{form}_{precision}.onnx'
-        export.write_onnx(networks, kind, file, precision, residuals=form)
+        export.write_onnx(networks, kind, file, precision, form=form)
     return folder
 
 
@@ -113,22 +114,22 @@ def trunk_of(kind: str, *crops: torch.Tensor) -> np.ndarray:
     return tokens.transpose(1, 2).reshape(len(tokens), -1, 20, 20).numpy()
 
 
-@pytest.mark.parametrize('residuals', export.RESIDUALS)
+@pytest.mark.parametrize('form', FORMS)
 @pytest.mark.parametrize('kind', export.TRUNKS)
-def test_a_trunk_computes_what_comes_before_the_attention(folder, kind, residuals):
+def test_a_trunk_computes_what_comes_before_the_attention(folder, kind, form):
     crops = rig.crops(3, seed=3)
     wanted = trunk_of(kind, *crops)
-    single = compute(folder / f'{kind}_{residuals}_fp32.onnx', *crops)['trunk']
+    single = compute(folder / f'{kind}_{form}_fp32.onnx', *crops)['trunk']
     np.testing.assert_allclose(single, wanted, atol=2e-5, rtol=2e-5)
-    half = compute(folder / f'{kind}_{residuals}_fp16.onnx', *(crop.half() for crop in crops))
+    half = compute(folder / f'{kind}_{form}_fp16.onnx', *(crop.half() for crop in crops))
     assert half['trunk'].dtype == np.float16
     np.testing.assert_allclose(half['trunk'], wanted, atol=2e-2, rtol=4e-3)
 
 
-@pytest.mark.parametrize(('residuals', 'apart'), [('fused', 0), ('apart', 4)])
-def test_the_sums_over_both_images_stand_apart_where_asked(folder, residuals, apart):
+@pytest.mark.parametrize(('form', 'apart'), [('fused', 0), ('apart', 4)])
+def test_the_sums_over_both_images_stand_apart_where_asked(folder, form, apart):
     """Of six blocks, each with two ReLUs, those four; three ReLUs are of no block."""
-    nodes = onnx.load(str(folder / f'refiner_trunk_{residuals}_fp16.onnx')).graph.node
+    nodes = onnx.load(str(folder / f'refiner_trunk_{form}_fp16.onnx')).graph.node
     kinds = Counter(node.op_type for node in nodes)
     assert (kinds['Max'], kinds['Relu']) == (apart, 15 - apart)
 
@@ -231,13 +232,13 @@ def test_the_networks_stay_as_they_were(tmp_path):
     ('words', 'message'),
     [
         (('detector',), r'network is "detector", must be one of refiner, scorer, extractor'),
-        (('scorer', 'int8'), r'precision is "int8", must be one of fp32, fp16'),
+        (('scorer', 'int8'), r'precision is "int8", must be one of fp32, fp16$'),
         (('scorer', 'fp32', 0), r'batch is 0, must be at least 1, or dynamic'),
         (
             ('refiner_trunk', 'fp16', 1, 'x'),
-            r'residuals of the refiner_trunk are "x", must be fused or apart',
+            r'form of the refiner_trunk is "x", must be fused or apart',
         ),
-        (('scorer', 'fp16', 1, 'apart'), r'residuals of the scorer are "apart", must be fused$'),
+        (('scorer', 'fp16', 1, 'apart'), r'form of the scorer is "apart", must be fused$'),
     ],
 )
 def test_other_words_are_refused(words, message):
@@ -296,10 +297,10 @@ def test_the_command_writes_both_networks_with_manifests(tmp_path, capsys):
     source = WEIGHTS_FOLDER / 'small/refiner.safetensors'
     assert manifest.pop('foundationpose_trt')
     assert manifest == {
-        'format': 4,
+        'format': 5,
         'kind': 'refiner',
         'precision': 'fp32',
-        'residuals': 'fused',
+        'form': 'fused',
         'batch': 'dynamic',
         'opset': 17,
         'weights': {'name': 'small', 'file': source.name, 'sha256': sha256(source)},

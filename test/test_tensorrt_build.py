@@ -17,11 +17,12 @@ from engine_rig import HERE, RTX, VERSION, built, digest, needs_rtx, plan, tool_
 
 from foundationpose_trt.pose.export import TRUNKS
 from foundationpose_trt.pose.networks import RefineNet, ScoreNet
+from foundationpose_trt.pose.quantization import quantized_convolutions, write_scales
 from foundationpose_trt.pose.weights import save_network, write_manifest
 from foundationpose_trt.runtime import build
 from foundationpose_trt.runtime.build import BuildOptions, build_engine, ensure_engine
 from foundationpose_trt.runtime.build_progress import BuildMonitor
-from foundationpose_trt.runtime.engine_manifest import check_engine
+from foundationpose_trt.runtime.engine_manifest import check_engine, sha256_of
 from foundationpose_trt.runtime.specs import TensorSpec
 from foundationpose_trt.runtime.tensorrt_api import TensorRtApi
 from foundationpose_trt.tools import build as tool
@@ -259,7 +260,10 @@ def test_ensure_builds_only_what_is_missing(plan):
 @pytest.mark.parametrize(
     ('changes', 'words'),
     [
-        ({'precision': 'int8'}, 'precision is "int8", must be one of auto, fp32, tf32, fp16'),
+        (
+            {'precision': 'int4'},
+            'precision is "int4", must be one of auto, fp32, .*, int8',
+        ),
         ({'backend': 'cuda'}, 'backend is "cuda", must be one of auto, tensorrt, tensorrt_rtx'),
         ({'batches': (4, 2, 8)}, r'batches are \(4, 2, 8\), must be one or more rising'),
         ({'batches': (0, 2, 8)}, r'batches are \(0, 2, 8\)'),
@@ -329,25 +333,29 @@ def test_the_option_reaches_the_network(tmp_path, monkeypatch, asked):
     assert len(asked_of) == asked
 
 
-def test_the_tool_goes_from_weights_to_engines(tmp_path):
+@pytest.mark.parametrize('precision', ['fp16', 'int8'])
+def test_the_tool_goes_from_weights_to_engines(tmp_path, precision):
     folder, out = tmp_path / 'mine', tmp_path / 'out'
     folder.mkdir()
     for kind, make in (('refiner', RefineNet), ('scorer', ScoreNet)):
         torch.manual_seed(0)
         save_network(make(0.0625), folder / f'{kind}.safetensors')
         write_manifest(folder, kind, {'width': 0.0625})
+    scales = dict.fromkeys(quantized_convolutions(RefineNet(0.0625)), 0.05)
+    write_scales(folder, sha256_of(folder / 'refiner.safetensors'), scales)
     words = ('--weights', str(folder), '--out', str(out), '--backend', 'tensorrt_rtx')
-    assert tool_run(*words, '--precision', 'fp16') == 0
-    folder = out / 'mine_fp16'
+    assert tool_run(*words, '--precision', precision) == 0
+    folder = out / f'mine_{precision}'
     plans = {kind: folder / 'tensorrt_rtx' / f'{kind}.engine' for kind in TRUNKS}
     crop = (-1, 6, 160, 160)
     for kind, engine in plans.items():
         manifest = check_engine(engine, HERE, folder / f'{kind}.onnx')
         expected = [('inputA', crop, torch.float16), ('inputB', crop, torch.float16)]
         assert [(s.name, s.shape, s.dtype) for s in manifest.inputs] == expected
-        assert manifest.precision == 'fp16' and manifest.batches == (1, 8, 64, 126)
+        assert manifest.precision == (precision if kind == 'refiner_trunk' else 'fp16')
+        assert manifest.batches == (1, 8, 64, 126)
         outputs = [(s.name, s.shape, s.dtype) for s in manifest.outputs]
         assert outputs == [('trunk', (-1, 32, 20, 20), torch.float16)]
     before = plans[TRUNKS[0]].stat().st_mtime_ns
-    assert tool_run(*words, '--precision', 'fp16', '--if-needed') == 0
+    assert tool_run(*words, '--precision', precision, '--if-needed') == 0
     assert plans[TRUNKS[0]].stat().st_mtime_ns == before

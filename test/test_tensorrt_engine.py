@@ -252,6 +252,18 @@ def test_single_precision_sets_no_half(stub, tmp_path):
     assert [config.flags for config in stub.configs] == [{'TF32': False}, {'TF32': True}]
 
 
+def test_what_is_quantized_takes_and_gives_half(stub, tmp_path):
+    """TensorRT 8.6, which types layers itself, is told; later ones read a file in half."""
+    stub.quantized, weak = True, stub.__version__.startswith('8')
+    stub.half = not weak
+    onnx = rig.write_tiny(tmp_path / 'net.onnx', half=not weak)
+    manifest = build_engine(onnx, tmp_path / 'net.engine', BuildOptions(precision='int8'))
+    assert manifest.precision == 'int8'
+    assert manifest.inputs[0].dtype == torch.float16
+    told = {'FP16': True, 'INT8': True} if weak else {}
+    assert stub.configs[0].flags == {'TF32': False, **told}
+
+
 def test_options_reach_the_builder(stub, tmp_path):
     onnx = rig.write_tiny(tmp_path / 'net.onnx')
     options = BuildOptions(batches=(2, 3, 5), workspace_bytes=1 << 20, version_compatible=True)

@@ -9,7 +9,7 @@ from oracle_rig import ellipsoid, errors, frame_of, pose_of
 
 from foundationpose_trt.pose.backends import NetworkEngines
 from foundationpose_trt.pose.estimator import EstimatorSettings, PoseEstimator
-from foundationpose_trt.pose.export import RESIDUALS, typed_network
+from foundationpose_trt.pose.export import APART, FUSED, typed_network
 from foundationpose_trt.pose.heads import ExtractorHead, RefinerHeads
 from foundationpose_trt.pose.weights import PoseNetworks, load_networks
 from foundationpose_trt.runtime.joined_engine import JoinedEngine
@@ -25,12 +25,12 @@ def networks() -> PoseNetworks:
     return load_networks('small')
 
 
-def joined(networks: PoseNetworks, kind: str, residuals: str) -> JoinedEngine:
+def joined(networks: PoseNetworks, kind: str, form: str) -> JoinedEngine:
     """What backends makes of a TensorRT engine, which writes its output pixel by pixel."""
     float32, last = torch.float32, torch.channels_last
     crops = [TensorSpec(name, (BATCH, 6, 160, 160), float32) for name in ('inputA', 'inputB')]
     between = [TensorSpec('trunk', (BATCH, 128, 20, 20), float32, last)]
-    trunk = typed_network(networks, f'{kind}_trunk', 'fp32', residuals)
+    trunk = typed_network(networks, f'{kind}_trunk', 'fp32', form)
 
     def written(*halves: torch.Tensor) -> torch.Tensor:
         return trunk(*halves).contiguous(memory_format=last)
@@ -42,10 +42,10 @@ def joined(networks: PoseNetworks, kind: str, residuals: str) -> JoinedEngine:
     return JoinedEngine(first, makes[kind](network, float32), outputs)
 
 
-@pytest.mark.parametrize('residuals', RESIDUALS)
-def test_poses_and_scores_are_those_of_the_networks(networks, residuals):
+@pytest.mark.parametrize('form', [FUSED, APART])
+def test_poses_and_scores_are_those_of_the_networks(networks, form):
     """Also where the crops go through the networks in two parts."""
-    engines = NetworkEngines(*(joined(networks, k, residuals) for k in OUTPUTS), 'joined', 16)
+    engines = NetworkEngines(*(joined(networks, k, form) for k in OUTPUTS), 'joined', 16)
     truth = pose_of(5)
     frame, _ = frame_of(truth, wall_m=1.0)
     both = [PoseEstimator(ellipsoid(), networks, SETTINGS, given) for given in (None, engines)]

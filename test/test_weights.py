@@ -185,7 +185,14 @@ def test_fp16_on_a_cpu_is_refused(own):
 
 
 def test_unknown_precision_lists_the_choices(own):
-    with pytest.raises(ValueError, match='precision is "int8", must be one of fp32, fp16'):
+    with pytest.raises(ValueError, match='precision is "int4", must be one of fp32, fp16, int8'):
+        load_networks(str(own), precision='int4')
+
+
+def test_integers_need_a_gpu_as_half_does(own):
+    with pytest.raises(
+        ValueError, match='precision int8 on device cpu: half precision needs CUDA'
+    ):
         load_networks(str(own), precision='int8')
 
 

@@ -38,7 +38,9 @@ from .crops import CROP_PX, OBSERVED, RENDERED
 from .export import (
     APART,
     FUSED,
+    QUANTIZED,
     TRUNKS,
+    UNTYPED,
     ensure_onnx,
     export_request,
     exported_weights,
@@ -52,7 +54,7 @@ from .self_check import (
     reference_of,
     require_agreement,
 )
-from .weights import PRECISIONS, PoseNetworks
+from .weights import INT8, PoseNetworks
 
 BACKENDS = ('auto', 'torch', 'onnxruntime', 'tensorrt', 'tensorrt_rtx')
 # Of ONNX Runtime; TensorRT runs TRUNKS. Ranking stays in torch: a few products per registration.
@@ -92,6 +94,12 @@ def open_engines(
     """
     choice = choice or BackendChoice()
     backend, reason = _chosen(networks, choice)
+    require(
+        not networks.int8 or backend.startswith('tensorrt'),
+        f'precision int8 is of TensorRT engines, and backend {backend} would run the networks'
+        f' ({reason}): build engines, {build_command(networks, choice, "tensorrt")}, or choose'
+        ' precision fp16',
+    )
     logger.info('networks run on %s: %s', backend, reason)
     if backend == 'torch':
         engines = _torch_engines(networks)
@@ -175,7 +183,7 @@ def source_of(plan: Path, expected: Path) -> Path | None:
 def build_command(networks: PoseNetworks, choice: BackendChoice, backend: str) -> str:
     """How the engines of a weight set are built, so that they are found."""
     words = ['foundationpose-trt', 'build', '--weights', str(networks.source or networks.name)]
-    words += ['--precision', _precision(networks), '--backend', backend]
+    words += ['--precision', networks.precision, '--backend', backend]
     words += [] if choice.folder is None else ['--out', str(choice.folder)]
     return f'`{shlex.join(words)}`, or start the node with build_engines:=true'
 
@@ -207,18 +215,23 @@ def trunk_options(options: BuildOptions) -> BuildOptions:
     return replace(options, channels_last=True)
 
 
-def _precision(networks: PoseNetworks) -> str:
-    return next(name for name, dtype in PRECISIONS.items() if dtype == networks.dtype)
+def precision_of(networks: PoseNetworks, kind: str) -> str:
+    """Return the precision that a network is exported in: int8 is the refiner's alone."""
+    return 'fp16' if networks.int8 and kind != QUANTIZED else networks.precision
 
 
-def residual_form(networks: PoseNetworks, kind: str, backend: str) -> str:
-    """How the residual sums of a network are exported for a back end (export.RESIDUALS).
+def form_of(networks: PoseNetworks, kind: str, backend: str) -> str:
+    """How a network is exported for a back end (export.forms_of).
 
-    Apart where TensorRT has no good kernel for the fused ones: 8.6, for compute capability 9.0.
+    For TensorRT 8.6, which types layers itself, int8 without types; and half with the sums apart
+    for compute capability 9.0, where it has no good kernel for fused ones.
     """
-    may = kind in TRUNKS and _precision(networks) == 'fp16' and backend == 'tensorrt'
+    precision = precision_of(networks, kind)
+    may = kind in TRUNKS and precision in ('fp16', INT8) and backend == 'tensorrt'
     if not (may and installed(backend) and load_api(backend).weakly_typed):
         return FUSED
+    if precision == INT8:
+        return UNTYPED
     # the weights of a build may be on the CPU: it is for the current GPU then
     device = networks.device if networks.device.type == 'cuda' else None
     newest = torch.cuda.is_available() and torch.cuda.get_device_capability(device) == (9, 0)
@@ -228,9 +241,9 @@ def residual_form(networks: PoseNetworks, kind: str, backend: str) -> str:
 def onnx_path(networks: PoseNetworks, kind: str, choice: BackendChoice, backend: str) -> Path:
     """Return where the ONNX file of a network belongs: by set, width, precision and form."""
     folder = choice.folder or default_folder()
-    form = residual_form(networks, kind, backend)
+    form = form_of(networks, kind, backend)
     file = f'{kind}.onnx' if form == FUSED else f'{kind}_{form}.onnx'
-    return folder / f'{networks.name}_{_precision(networks)}' / file
+    return folder / f'{networks.name}_{networks.precision}' / file
 
 
 def plan_path(networks: PoseNetworks, kind: str, choice: BackendChoice, backend: str) -> Path:
@@ -245,9 +258,10 @@ def exported(networks: PoseNetworks, kind: str, choice: BackendChoice, backend: 
         networks.source is not None,
         f'weights {networks.name} were not loaded from files: only backend torch can run them',
     )
-    path, precision = onnx_path(networks, kind, choice, backend), _precision(networks)
-    form = residual_form(networks, kind, backend)
-    request = export_request(str(networks.source), kind, precision, residuals=form)
+    path = onnx_path(networks, kind, choice, backend)
+    form = form_of(networks, kind, backend)
+    precision = precision_of(networks, kind)
+    request = export_request(str(networks.source), kind, precision, form=form)
     if ensure_onnx(networks, request, path):
         logger.info('exported %s', path)
     return path

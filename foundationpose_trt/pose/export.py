@@ -20,11 +20,21 @@ from ..datatypes import require
 from ..runtime.engine_manifest import sha256_of, write_atomically
 from .crops import CROP_PX, OBSERVED, RENDERED
 from .networks import fold_batch_norm
-from .typed_networks import TypedExtractor, TypedRefiner, TypedScorer, TypedTrunk
+from .quantization import read_scales
+from .quantized_networks import quantized_stage
+from .typed_networks import (
+    Rewrite,
+    TypedExtractor,
+    TypedRefiner,
+    TypedScorer,
+    TypedTrunk,
+    sums_apart,
+)
 from .weights import (
+    ALL_PRECISIONS,
+    INT8,
     MANIFEST,
     OFFICIAL_LAYOUTS,
-    PRECISIONS,
     PoseNetworks,
     resolve_folder,
 )
@@ -33,6 +43,7 @@ if TYPE_CHECKING:
     import onnx
 
 OPSET = 17  # the newest that TensorRT 8.6 parses, the first with LayerNormalization
+HALF_OPSET = 19  # the first whose QuantizeLinear takes half; for TensorRT 10 and later
 EXPORTER = 'torch.onnx.export, TorchScript-based (dynamo=False)'
 INPUTS = (RENDERED, OBSERVED)
 OUTPUTS = {
@@ -50,33 +61,36 @@ WEIGHTS_OF = {
     'extractor_trunk': 'scorer',
 }
 TRUNKS = ('refiner_trunk', 'extractor_trunk')
+QUANTIZED = 'refiner_trunk'  # what precision int8 quantizes
 CROP = (6, CROP_PX, CROP_PX)
 DYNAMIC = 'dynamic'  # in a request: any batch
-FUSED, APART = 'fused', 'apart'  # how residual sums are written (typed_networks.py)
-RESIDUALS = (FUSED, APART)
+# How residual sums are written (typed_networks.py), and what int8 files are without the types that
+# TensorRT 8.6 chooses itself: all that is not in integers is float32, as its QuantizeLinear wants.
+FUSED, APART, UNTYPED = 'fused', 'apart', 'untyped'
 # Neither 1, which tracing may take for broadcasting, nor much work.
 TRACED_BATCH = 2
 
 
 def typed_network(
-    networks: PoseNetworks, kind: str, precision: str, residuals: str = FUSED
+    networks: PoseNetworks, kind: str, precision: str, form: str = FUSED
 ) -> nn.Module:
     """Copy one network (a key of OUTPUTS) into its typed form, on the CPU.
 
-    precision: 'fp32' or 'fp16', the dtype of the inputs. residuals: 'fused', or 'apart' of a
-    trunk (typed_networks.py). Raises ValueError for other words.
+    precision: 'fp32' or 'fp16', the dtype of the inputs; of the refiner's trunk also 'int8', with
+    half inputs. form: one of forms_of. Raises ValueError for other words, and where int8 has no
+    scales.
     """
     require(kind in OUTPUTS, f'network is "{kind}", must be one of {", ".join(OUTPUTS)}')
     require(
-        precision in PRECISIONS,
-        f'precision is "{precision}", must be one of {", ".join(PRECISIONS)}',
+        precision in precisions_of(kind),
+        f'precision is "{precision}", must be one of {", ".join(precisions_of(kind))}',
     )
-    forms = RESIDUALS if kind in TRUNKS else (FUSED,)
-    require(
-        residuals in forms,
-        f'residuals of the {kind} are "{residuals}", must be {" or ".join(forms)}',
-    )
-    trunk = partial(TypedTrunk, apart=residuals == APART)
+    forms = forms_of(kind, precision)
+    require(form in forms, f'form of the {kind} is "{form}", must be {" or ".join(forms)}')
+    rewrite: Rewrite | None = sums_apart if form == APART else None
+    if precision == INT8:
+        rewrite = partial(quantized_stage, scales=scales_of(networks))
+    trunk = partial(TypedTrunk, rewrite=rewrite)
     make: dict[str, Callable[..., nn.Module]] = {
         'refiner': TypedRefiner,
         'scorer': TypedScorer,
@@ -87,7 +101,34 @@ def typed_network(
     network.requires_grad_(False).eval().to('cpu', torch.float32)
     fold_batch_norm(network)
     network.to(memory_format=torch.contiguous_format)
-    return make[kind](network, PRECISIONS[precision]).eval().requires_grad_(False)
+    return make[kind](network, type_of(precision, form)).eval().requires_grad_(False)
+
+
+def precisions_of(kind: str) -> tuple[str, ...]:
+    """Precisions that a network (a key of OUTPUTS) can be exported in."""
+    return tuple(name for name in ALL_PRECISIONS if name != INT8 or kind == QUANTIZED)
+
+
+def forms_of(kind: str, precision: str) -> tuple[str, ...]:
+    """Forms that a network can be exported in."""
+    if precision == INT8:
+        return (FUSED, UNTYPED)
+    return (FUSED, APART) if kind in TRUNKS else (FUSED,)
+
+
+def type_of(precision: str, form: str) -> torch.dtype:
+    """Return what is not in integers, inputs and outputs included, in a file."""
+    return torch.float32 if form == UNTYPED else ALL_PRECISIONS[precision]
+
+
+def scales_of(networks: PoseNetworks) -> dict[str, float]:
+    """Return the scales of the refiner's quantized convolutions; raises as read_scales."""
+    require(
+        networks.source is not None,
+        f'weights {networks.name} were not loaded from files: there are no scales for int8',
+    )
+    folder = resolve_folder(str(networks.source))
+    return read_scales(folder, sha256_of(source_file(str(folder), QUANTIZED)))
 
 
 def onnx_model(
@@ -95,27 +136,31 @@ def onnx_model(
     kind: str,
     precision: str = 'fp32',
     batch: int | None = None,
-    residuals: str = FUSED,
+    form: str = FUSED,
 ) -> onnx.ModelProto:
     """Export one network (a key of OUTPUTS) of any device and dtype; nothing is written.
 
-    precision: 'fp32' or 'fp16' (typed_networks.py says what stays float32). batch: fixed number
-    of crop pairs, or None for any. residuals: as typed_network takes it. Inputs inputA (rendered)
-    and inputB (observed), (batch, 6, 160, 160) of the precision; outputs float32: trans and rot,
-    (batch, 3), or score_logit, (batch,), or features, (batch, d); or of the precision: trunk,
-    (batch, d, 20, 20). Every tensor in the file carries its type, checked.
+    precision: 'fp32' or 'fp16' (typed_networks.py says what stays float32), of QUANTIZED 'int8'.
+    batch: fixed number of crop pairs, or None for any. form: as typed_network takes it. Inputs
+    inputA (rendered) and inputB (observed), (batch, 6, 160, 160) of type_of(...); outputs float32:
+    trans and rot, (batch, 3), or score_logit, (batch,), or features, (batch, d); or of that type
+    trunk, (batch, d, 20, 20). Every tensor in the file carries its type, checked.
     Raises ValueError for other words, batch < 1, weights too large for fp16, and when the
     package `onnx` is absent.
     """
     require(batch is None or batch >= 1, f'batch is {batch}, must be at least 1, or dynamic')
-    network = typed_network(networks, kind, precision, residuals)
+    network = typed_network(networks, kind, precision, form)
     large = [key for key, value in network.state_dict().items() if not value.isfinite().all()]
     require(not large, f'{kind}: {large[:4]} hold values that are not finite in {precision}')
     try:
         import onnx
     except ImportError as error:
         raise ValueError('export needs the package onnx: pip install onnx onnxruntime') from error
-    model = onnx.load_model_from_string(_traced(network, kind, PRECISIONS[precision]))
+    opset = HALF_OPSET if precision == INT8 and form == FUSED else OPSET
+    traced = _traced(network, kind, type_of(precision, form), opset)
+    model = onnx.load_model_from_string(traced)
+    if precision == INT8:
+        _without_identities(model.graph)
     if batch is not None:
         for port in (*model.graph.input, *model.graph.output):
             port.type.tensor_type.shape.dim[0].dim_value = batch
@@ -127,7 +172,19 @@ def onnx_model(
     return model
 
 
-def _traced(network: nn.Module, kind: str, dtype: torch.dtype) -> bytes:
+def _without_identities(graph: onnx.GraphProto) -> None:
+    """Read what Identity nodes copy directly: TensorRT 8.6 takes no zero point from one."""
+    copies = {node.output[0]: node.input[0] for node in graph.node if node.op_type == 'Identity'}
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            while name in copies:
+                name = node.input[place] = copies[name]
+    kept = [node for node in graph.node if node.op_type != 'Identity']
+    del graph.node[:]
+    graph.node.extend(kept)
+
+
+def _traced(network: nn.Module, kind: str, dtype: torch.dtype, opset: int) -> bytes:
     # The exporter over TorchScript is in every torch from 2.4 on and needs no further package;
     # dynamo=True needs onnxscript. Until torch 2.5 there is no other, and no word for it.
     choice: dict[str, Any] = {}
@@ -141,7 +198,7 @@ def _traced(network: nn.Module, kind: str, dtype: torch.dtype) -> bytes:
             network,
             (crops[0], crops[1]),
             file,  # type: ignore[arg-type]
-            opset_version=OPSET,
+            opset_version=opset,
             input_names=list(INPUTS),
             output_names=list(OUTPUTS[kind]),
             dynamic_axes={name: {0: 'batch'} for name in (*INPUTS, *OUTPUTS[kind])},
@@ -156,10 +213,10 @@ def write_onnx(
     path: Path,
     precision: str = 'fp32',
     batch: int | None = None,
-    residuals: str = FUSED,
+    form: str = FUSED,
 ) -> None:
     """Write onnx_model(...) to path, whole or not at all; raises as it does."""
-    content = onnx_model(networks, kind, precision, batch, residuals).SerializeToString()
+    content = onnx_model(networks, kind, precision, batch, form).SerializeToString()
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, content)
 
@@ -174,7 +231,7 @@ def ensure_onnx(
     if not force and is_current(path, request):
         return False
     kind, batch = request['kind'], request['batch'] if request['batch'] != DYNAMIC else None
-    write_onnx(networks, kind, path, request['precision'], batch, request['residuals'])
+    write_onnx(networks, kind, path, request['precision'], batch, request['form'])
     write_export_manifest(path, request, getattr(networks, WEIGHTS_OF[kind]).width)
     return True
 
@@ -201,21 +258,25 @@ def export_request(
     kind: str,
     precision: str = 'fp32',
     batch: int | None = None,
-    residuals: str = FUSED,
+    form: str = FUSED,
 ) -> dict[str, Any]:
     """Say what an export of these weights is made from and how: the manifest's first part."""
     source = source_file(weights, kind)
+    told = sha256_of(source)
+    quantized = precision == INT8
+    scales = {'scales': read_scales(resolve_folder(weights), told)} if quantized else {}
     return {
-        'format': 4,
+        'format': 5,
         'kind': kind,
         'precision': precision,
-        'residuals': residuals,
+        'form': form,
         'batch': DYNAMIC if batch is None else batch,
-        'opset': OPSET,
+        'opset': HALF_OPSET if quantized and form == FUSED else OPSET,
+        **scales,
         'weights': {
             'name': resolve_folder(weights).name,
             'file': source.name,
-            'sha256': sha256_of(source),
+            'sha256': told,
         },
         'foundationpose_trt': __version__,
     }

@@ -15,8 +15,10 @@ from ..runtime.agreement import relative_deviation
 from ..runtime.engine import Engine
 from ..runtime.session import Session
 from .crops import CROP_PX, REFINER_CROP, ObservedImages
+from .export import scales_of
 from .mesh import ObjectMesh
 from .mesh_bank import MeshBank
+from .quantized_networks import quantized_stage
 from .rasterizer import Rasterizer
 from .views import ViewWriter
 from .weights import PoseNetworks
@@ -32,9 +34,16 @@ LARGEST_DEVIATION = 0.25
 
 
 def reference_of(networks: PoseNetworks, kind: str) -> Callable[..., Any]:
-    """Return one network ('refiner' | 'extractor') in float32, run by torch where it is."""
+    """Return one network ('refiner' | 'extractor') in float32, run by torch where it is.
+
+    Of int8 with its convolutions rounded: what that does to poses is not for an engine to tell.
+    """
     if kind == 'refiner':
-        return copy.deepcopy(networks.refiner).float()
+        refiner = copy.deepcopy(networks.refiner).float()
+        if networks.int8:
+            stage = quantized_stage(refiner.encodeAB, scales_of(networks))
+            refiner.encodeAB = stage.to(networks.device)
+        return refiner
     return copy.deepcopy(networks.scorer).float().extract
 
 

@@ -20,7 +20,7 @@ newer ones and a pass for the addition (docs/performance.md).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -86,21 +86,30 @@ class _SumApart(nn.Module):
         return torch.maximum(self.second(self.first(x)), -x) + x
 
 
+def sums_apart(stage: nn.Sequential) -> nn.Sequential:
+    """Return a stage with the sums of its residual blocks apart from the convolutions."""
+    return nn.Sequential(*(_SumApart(m) if isinstance(m, ResBlock) else m for m in stage))
+
+
+Rewrite = Callable[[nn.Sequential], nn.Sequential]
+
+
 class TypedTrunk(nn.Module):
     """The part of both networks before attention: two crops of dtype -> (N, d, 20, 20) of it.
 
-    The positional code is in it. apart: of the residual blocks over both images. Takes parts of
-    the network over.
+    The positional code is in it. rewrite: makes another stage over both images of the network's
+    (sums_apart, quantized_networks.quantized_stage). Takes parts of the network over.
     """
 
     code: torch.Tensor  # as an image: the tracer would not fold what makes one of the trunk's
 
-    def __init__(self, network: RefineNet | ScoreNet, dtype: torch.dtype, apart: bool) -> None:
+    def __init__(
+        self, network: RefineNet | ScoreNet, dtype: torch.dtype, rewrite: Rewrite | None = None
+    ) -> None:
         super().__init__()
         trunk = _trunk_of(network)
-        if apart:
-            blocks = [_SumApart(m) if isinstance(m, ResBlock) else m for m in trunk.encode_both]
-            trunk.encode_both = nn.Sequential(*blocks)
+        if rewrite is not None:
+            trunk.encode_both = rewrite(trunk.encode_both)
         self.trunk = trunk.to(dtype)
         self.register_buffer('code', trunk.code.transpose(1, 2).unflatten(2, (SIDE, SIDE)))
 

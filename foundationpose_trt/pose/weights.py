@@ -19,6 +19,8 @@ from .onnx_weights import state_from_onnx
 
 WEIGHTS_FOLDER = Path(__file__).parents[1] / 'weights'
 PRECISIONS = {'fp32': torch.float32, 'fp16': torch.float16}
+INT8 = 'int8'  # fp16 but for convolutions of TensorRT's engines (quantization.py)
+ALL_PRECISIONS = {**PRECISIONS, INT8: torch.float16}
 # Where the published sets keep their two files (foundationpose.md §1.7 and §6.4).
 OFFICIAL_LAYOUTS = (
     ('2023-10-28-18-33-37/model_best.pth', '2024-01-11-20-02-45/model_best.pth'),
@@ -32,7 +34,8 @@ MANIFEST = 'manifest.json'
 class PoseNetworks:
     """Refiner and scorer in eval mode with batch norm folded, on one device and precision.
 
-    source: the folder they came from, None for networks made in memory.
+    source: the folder they came from, None for networks made in memory. int8: engines are to have
+    convolutions in 8-bit integers.
     """
 
     refiner: RefineNet
@@ -41,6 +44,14 @@ class PoseNetworks:
     device: torch.device
     dtype: torch.dtype
     source: Path | None = None
+    int8: bool = False
+
+    @property
+    def precision(self) -> str:
+        """The key of ALL_PRECISIONS."""
+        if self.int8:
+            return INT8
+        return next(name for name, dtype in PRECISIONS.items() if dtype == self.dtype)
 
 
 def save_network(network: nn.Module, path: Path) -> None:
@@ -92,29 +103,30 @@ def load_networks(
     """Load both networks ready for inference.
 
     name_or_dir: a shipped set ('small', 'base'), a folder with manifest.json, or a folder with
-    an official set (OFFICIAL_LAYOUTS; width 1.0). precision: 'fp32' or 'fp16'.
+    an official set (OFFICIAL_LAYOUTS; width 1.0). precision: 'fp32', 'fp16', or 'int8', with which
+    the weights here are fp16.
     Raises ValueError when a file is missing, differs from its manifest or does not fit.
     """
     require(
-        precision in PRECISIONS,
-        f'precision is "{precision}", must be one of {", ".join(PRECISIONS)}',
+        precision in ALL_PRECISIONS,
+        f'precision is "{precision}", must be one of {", ".join(ALL_PRECISIONS)}',
     )
     target = torch.device(device)
     require(
         precision == 'fp32' or target.type == 'cuda',
-        f'precision fp16 on device {target}: half precision needs CUDA, choose fp32',
+        f'precision {precision} on device {target}: half precision needs CUDA, choose fp32',
     )
-    folder = resolve_folder(name_or_dir)
+    folder, dtype = resolve_folder(name_or_dir), ALL_PRECISIONS[precision]
     if (folder / MANIFEST).exists():
         refiner, scorer = _load_own(folder)
     else:
         refiner, scorer = _load_official(folder)
     for network in (refiner, scorer):
         fold_batch_norm(network)
-        network.requires_grad_(False).to(target, PRECISIONS[precision])
+        network.requires_grad_(False).to(target, dtype)
         if target.type == 'cuda':
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return PoseNetworks(refiner, scorer, folder.name, target, PRECISIONS[precision], folder)
+    return PoseNetworks(refiner, scorer, folder.name, target, dtype, folder, precision == INT8)
 
 
 def _load_own(folder: Path) -> tuple[RefineNet, ScoreNet]:

@@ -46,8 +46,9 @@ class TrackerParameters(CameraNodeParameters):
         'auto', 'weight set: small, base or a folder; auto: base on CUDA, small on a CPU'
     )
     precision: str = parameter(
-        'auto', 'floating point of the networks; fp16 needs CUDA, auto takes it there',
-        choices=('auto', 'fp32', 'fp16'),
+        'auto', 'numbers of the networks; fp16 needs CUDA, auto takes it there; int8 needs engines'
+        ' of TensorRT: convolutions over both images in integers, the rest in fp16',
+        choices=('auto', 'fp32', 'fp16', 'int8'),
     )  # fmt: skip
     backend: str = parameter(
         'auto', 'what runs the networks; auto: TensorRT engines that are there and fit, else'

@@ -31,7 +31,7 @@ from .tensorrt_api import TensorRtApi, installed, load_api
 from .tensorrt_log import ErrorList
 
 BACKENDS = ('auto', 'tensorrt', 'tensorrt_rtx')
-PRECISIONS = ('auto', 'fp32', 'tf32', 'fp16')
+PRECISIONS = ('auto', 'fp32', 'tf32', 'fp16', 'int8')
 DEFAULT_BATCHES = (1, 8, 64, 126)  # track one, or some; register pruned, or half of all at once
 # What RTX builds for when told nothing (its documentation, "CPU-Only AOT"); 9.0 is not among them.
 RTX_CAPABILITIES = ('8.0', '8.6', '8.9', '12.0+')
@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 class BuildOptions:
     """How to build.
 
-    precision: the ONNX file decides between fp32 and fp16 ('auto'); named, the file must agree.
+    precision: the ONNX file decides between fp32, fp16 and int8 ('auto'); named, it must agree.
     'tf32' lets the layers of an fp32 file round their inputs to 10 bits of mantissa. batches:
     sizes to tune for, rising, where the file leaves the batch free; every size from 1 to the last
     runs, with the kernels of the next larger one. workspace_bytes: bound for one layer's scratch
@@ -214,6 +214,8 @@ class _Build:
         with self.api.relay.to(self._write), self.api.relay.to(self.errors):
             builder = self._builder()
             network, parser = self._parse(builder, onnx)
+            if _precision_of(network) == 'int8':
+                self.api.take_half(network)
             inputs, outputs = self._specs(network, onnx)
             if self.options.channels_last:
                 self.api.write_channels_last(network)
@@ -322,8 +324,10 @@ class _Build:
             f' one with `foundationpose-trt export --precision {asked}`',
         )
         self.api.set_tf32(config, wanted == 'tf32')
-        if found == 'fp16':
+        if found in ('fp16', 'int8'):
             self.api.allow_half(config)
+        if found == 'int8':
+            self.api.allow_integers(config)
         return 'tf32' if wanted == 'tf32' else found
 
     def _serialize(
@@ -368,6 +372,9 @@ def _flatten_rows(network: Any) -> None:
 
 def _precision_of(network: Any) -> str:
     types = {network.get_input(i).dtype.name for i in range(network.num_inputs)}
+    kinds = {network.get_layer(i).type.name for i in range(network.num_layers)}
+    if 'QUANTIZE' in kinds:
+        return 'int8'
     for layer in (network.get_layer(i) for i in range(network.num_layers)):
         if layer.type.name == 'CONSTANT':
             continue  # weights may be stored in half and cast before they are used

@@ -38,7 +38,7 @@ class EngineManifest:
     """What `<engine>.json` says.
 
     gpu: None for an engine that any GPU of compute_capabilities runs ('8.9', or '12.0+' for
-    that one and later). precision: 'fp32' | 'tf32' | 'fp16' as built. batches: those tuned for,
+    that one and later). precision: fp32, tf32, fp16 or int8 as built. batches: those tuned for,
     rising (see profile_ranges); of a fixed batch that one. tolerance: measured afterwards against
     the reference, free form.
     """

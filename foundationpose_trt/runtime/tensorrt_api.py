@@ -127,6 +127,21 @@ class TensorRtApi:
         if self.weakly_typed:
             config.set_flag(self.module.BuilderFlag.FP16)
 
+    def allow_integers(self, config: Any) -> None:
+        """Let a weakly typed network (8.6) compute in 8-bit integers where its file quantizes."""
+        if self.weakly_typed:
+            config.set_flag(self.module.BuilderFlag.INT8)
+
+    def take_half(self, network: Any) -> None:
+        """Let inputs and outputs of a weakly typed network (8.6) be half; elsewhere they are.
+
+        Its file must have them in single precision, as what 8.6 quantizes has to be.
+        """
+        if self.weakly_typed:
+            inputs = [network.get_input(i) for i in range(network.num_inputs)]
+            for tensor in inputs + [network.get_output(i) for i in range(network.num_outputs)]:
+                tensor.dtype = self.module.DataType.HALF
+
     def share_profiles(self, config: Any) -> None:
         """Let several contexts use one optimization profile; 8.6 forbids it unless asked."""
         if self.weakly_typed:  # later ones always allow it, and call the feature deprecated

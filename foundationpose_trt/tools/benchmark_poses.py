@@ -42,10 +42,15 @@ class PoseTask:
     mask: np.ndarray
 
 
-def make_tasks(objects: int, views: int, device: str) -> list[PoseTask]:
-    """Render views of held-out objects that show enough of them; the same on every call."""
+def make_tasks(
+    objects: int, views: int, device: str, first_seed: int = FIRST_VIEW_SEED
+) -> list[PoseTask]:
+    """Render views of objects, by default held-out ones, that show enough of them.
+
+    The same on every call.
+    """
     tasks = []
-    for seed in range(FIRST_VIEW_SEED, FIRST_VIEW_SEED + objects):
+    for seed in range(first_seed, first_seed + objects):
         rng = np.random.default_rng(seed)
         mesh = make_object(seed)
         scene = compose_views(mesh, clutter(rng), 3 * views, rng, SETTINGS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ from ..datatypes import Frame, require
 from ..pose.backends import NetworkEngines, open_engines
 from ..pose.estimator import EstimatorSettings, PoseEstimator
 from ..pose.mesh import ObjectMesh
-from ..pose.weights import PoseNetworks, load_networks
+from ..pose.quantization import SCALES
+from ..pose.weights import INT8, PoseNetworks, load_networks, resolve_folder
 from ..runtime.choice import BackendChoice
 from ..runtime.tensorrt_api import installed
 from ..synthesis.objects import make_object
@@ -40,8 +42,10 @@ from .synthetic_trials import FIRST_VIEW_SEED
 from .timeline import timeline
 from .wider_weights import use_wider_weights
 
+logger = logging.getLogger(__name__)
 EAGER = 'plain eager torch'
 TIMELINE_CALLS = 20
+ENGINES = ('fp16', 'int8')  # precisions of TensorRT's engines
 CAPACITY = 16  # graphs: a registration takes up to four, every number of objects one more
 
 
@@ -114,9 +118,8 @@ def rungs_of(on_cuda: bool) -> list[Rung]:
     if not on_cuda:
         return [Rung('torch', 'fp32', device='cpu'), Rung('onnxruntime', 'fp32', device='cpu')]
     found = [Rung('torch', 'fp32'), Rung('torch', 'fp16', True)]
-    return found + [
-        Rung(name, 'fp16', True) for name in ('tensorrt', 'tensorrt_rtx') if installed(name)
-    ]
+    there = [name for name in ('tensorrt', 'tensorrt_rtx') if installed(name)]
+    return found + [Rung(name, precision, True) for name in there for precision in ENGINES]
 
 
 def _plain_runners(on_cuda: bool, schedule: str) -> list[Runner]:
@@ -142,13 +145,14 @@ def track_runners(on_cuda: bool) -> list[Runner]:
 
 
 def register_runners(on_cuda: bool) -> list[Runner]:
-    """Rows of `benchmark register`: full schedules, then the shorter ones on the fastest."""
+    """Rows of `benchmark register`: full schedules, then the shorter ones on what is fastest."""
     rungs = rungs_of(on_cuda)
-    fastest = rungs[-1]
+    last = rungs[-1]
+    fastest = [r for r in rungs if (r.backend, r.graphs) == (last.backend, last.graphs)]
     rows = _plain_runners(on_cuda, 'full') if on_cuda else []  # on a CPU it would take minutes
-    rows += [Runner(f'{r.name}, full', r) for r in (rungs[1:] if on_cuda else [fastest])]
+    rows += [Runner(f'{r.name}, full', r) for r in (rungs[1:] if on_cuda else fastest)]
     shorter = [name for name in SCHEDULES if name != 'full']
-    return rows + [Runner(f'{fastest.name}, {name}', fastest, schedule=name) for name in shorter]
+    return rows + [Runner(f'{r.name}, {n}', r, schedule=n) for r in fastest for n in shorter]
 
 
 def run_track(options: argparse.Namespace) -> dict[str, Any]:
@@ -196,7 +200,7 @@ def _run(
     )
     on_cuda = torch.cuda.is_available()
     use_wider_weights(options)
-    runners = runners_of(on_cuda)
+    runners = [r for r in runners_of(on_cuda) if _is_possible(r.rung, options.weights)]
     chosen = [
         runner
         for place, runner in enumerate(runners)
@@ -219,6 +223,16 @@ def _run(
         'failed': [row['name'] for row in rows if 'failed' in row],
     }
     return content, chosen
+
+
+def _is_possible(rung: Rung, weights: str) -> bool:
+    """Tell whether a weight set has what a rung needs: int8 its scales."""
+    scales = resolve_folder(weights) / SCALES
+    if rung.precision != INT8 or scales.exists():
+        return True
+    remedy = 'foundationpose-trt calibrate'
+    logger.warning('%s is left out: %s is missing (%s)', rung.name, scales, remedy)
+    return False
 
 
 def _load_libraries() -> None:

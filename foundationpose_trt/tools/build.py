@@ -17,8 +17,7 @@ from ..datatypes import require
 from ..pose.backends import exported, open_engines, plan_path, trunk_options
 from ..pose.export import TRUNKS
 from ..pose.self_check import LARGEST_DEVIATION
-from ..pose.weights import PRECISIONS as WEIGHT_PRECISIONS
-from ..pose.weights import load_networks
+from ..pose.weights import ALL_PRECISIONS, INT8, load_networks
 from ..runtime.agreement import random_deviations
 from ..runtime.build import (
     BACKENDS,
@@ -97,6 +96,8 @@ def run(options: argparse.Namespace) -> int:
     else:
         settings = trunk_options(settings)
         pairs = _export(options.weights, options.out, settings)
+        if settings.precision == INT8:  # the refiner's alone: each file decides
+            settings = replace(settings, precision='auto')
     build = ensure_engine if options.if_needed else build_engine
     for onnx, plan in pairs:
         with _bar(onnx.stem) as progress:
@@ -173,9 +174,10 @@ def _files(files: list[Path], out: Path | None) -> list[tuple[Path, Path]]:
 
 def _export(weights: str, out: Path | None, settings: BuildOptions) -> list[tuple[Path, Path]]:
     """Write the ONNX files of a weight set that are not up to date; pairs them with engines."""
-    precision = 'fp16' if settings.precision == 'fp16' else 'fp32'
+    precision = settings.precision if settings.precision in ALL_PRECISIONS else 'fp32'
     # fp16 loads on a GPU alone, and exporting needs none: only the files take the type
-    named = replace(load_networks(weights), dtype=WEIGHT_PRECISIONS[precision])
+    dtype = ALL_PRECISIONS[precision]
+    named = replace(load_networks(weights), dtype=dtype, int8=precision == INT8)
     choice, backend = BackendChoice(folder=out), choose_backend(settings.backend)
     which = [(named, kind, choice, backend) for kind in TRUNKS]
     return [(exported(*each), plan_path(*each)) for each in which]

@@ -13,7 +13,7 @@ import foundationpose_trt
 
 COMMANDS = (
     'demo', 'replay', 'make-scene', 'evaluate', 'evaluate-detector', 'compare', 'train', 'export',
-    'build', 'benchmark', 'monitor',
+    'calibrate', 'build', 'benchmark', 'monitor',
 )  # fmt: skip
 BAD_INPUT = 2  # exit status, as argparse's own for wrong arguments
 INTERRUPTED = 130  # exit status of a program ended by SIGINT, by shell convention

@@ -23,7 +23,7 @@ from ..pose.estimator import (
     RegisterStage,
 )
 from ..pose.mesh import ObjectMesh
-from ..pose.weights import PoseNetworks, load_networks
+from ..pose.weights import ALL_PRECISIONS, PoseNetworks, load_networks
 from ..runtime.choice import BackendChoice
 from ..runtime.graph_cache import ENABLING_VARIABLE, capacity_by_environment
 
@@ -101,7 +101,10 @@ def add_estimator_arguments(parser: argparse.ArgumentParser) -> None:
         '--device', help='cpu, cuda or cuda:N; default: cuda where there is one, else cpu'
     )
     group.add_argument(
-        '--precision', choices=['fp32', 'fp16'], help='default: fp16 on CUDA, fp32 on a CPU'
+        '--precision',
+        choices=list(ALL_PRECISIONS),
+        help='default: fp16 on CUDA, fp32 on a CPU; int8: fp16 but for convolutions, with TensorRT'
+        ' engines alone',
     )
     group.add_argument(
         '--schedule',

@@ -9,8 +9,10 @@ from safetensors.torch import load_file
 
 from ..datatypes import require
 from ..pose.networks import RefineNet, ScoreNet
+from ..pose.quantization import SCALES, read_scales, write_scales
 from ..pose.weights import MANIFEST, manifest_entries, resolve_folder, save_network, write_manifest
 from ..runtime.choice import default_folder
+from ..runtime.engine_manifest import sha256_of
 from ..training.widen import widened
 
 NETWORKS = {'refiner': RefineNet, 'scorer': ScoreNet}
@@ -54,4 +56,13 @@ def wider_set(weights: str, width: float, folder: Path) -> Path:
             network = wider
         save_network(network, out / f'{kind}.safetensors')
         write_manifest(out, kind, {'width': width, 'widened_from': str(source)})
+    _copy_scales(source, out)
     return out
+
+
+def _copy_scales(source: Path, out: Path) -> None:
+    """Give a wider set the scales of its source: its convolutions read the same, twice."""
+    if (source / SCALES).exists():
+        file = manifest_entries(source)[0]['file']
+        scales = read_scales(source, sha256_of(source / file))
+        write_scales(out, sha256_of(out / 'refiner.safetensors'), scales)
