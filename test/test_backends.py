@@ -18,7 +18,7 @@ from foundationpose_trt.pose import backends
 from foundationpose_trt.pose.backends import exported, onnx_path, open_engines, plan_path
 from foundationpose_trt.pose.estimator import EstimatorSettings, PoseEstimator
 from foundationpose_trt.pose.export import TRUNKS
-from foundationpose_trt.pose.weights import PRECISIONS, PoseNetworks, load_networks
+from foundationpose_trt.pose.weights import ALL_PRECISIONS, PoseNetworks, load_networks
 from foundationpose_trt.runtime.choice import BackendChoice
 from foundationpose_trt.runtime.onnx_engine import OnnxEngine
 from foundationpose_trt.runtime.torch_engine import TorchEngine
@@ -125,15 +125,21 @@ def installed_as(
         (('refiner_trunk', 'fp16', 'tensorrt_rtx'), True, (9, 0), 'refiner_trunk.onnx'),
         (('refiner_trunk', 'fp32', 'tensorrt'), True, (9, 0), 'refiner_trunk.onnx'),
         (('refiner', 'fp16', 'onnxruntime'), True, (9, 0), 'refiner.onnx'),
+        (('refiner_trunk', 'int8', 'tensorrt'), True, (9, 0), 'refiner_trunk_untyped.onnx'),
+        (('refiner_trunk', 'int8', 'tensorrt'), True, (8, 7), 'refiner_trunk_untyped.onnx'),
+        (('refiner_trunk', 'int8', 'tensorrt'), False, (9, 0), 'refiner_trunk.onnx'),
+        (('refiner_trunk', 'int8', 'tensorrt_rtx'), True, (8, 9), 'refiner_trunk.onnx'),
+        (('extractor_trunk', 'int8', 'tensorrt'), True, (9, 0), 'extractor_trunk_apart.onnx'),
+        (('extractor_trunk', 'int8', 'tensorrt'), True, (8, 7), 'extractor_trunk.onnx'),
     ],
 )
-def test_only_half_trunks_of_tensorrt_8_on_an_h100_have_their_sums_apart(
+def test_tensorrt_8_has_forms_of_its_own(
     networks, monkeypatch, where, weakly_typed, capability, file
 ):
     installed_as(monkeypatch, weakly_typed, capability)
     (kind, precision, backend), choice = where, BackendChoice(folder=Path('x'))
     typed, folder = (
-        replace(networks, dtype=PRECISIONS[precision]),
+        replace(networks, dtype=ALL_PRECISIONS[precision], int8=precision == 'int8'),
         Path('x') / f'small_{precision}',
     )
     assert onnx_path(typed, kind, choice, backend) == folder / file

@@ -26,6 +26,7 @@ class Engines:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **tolerance: object) -> None:
         self.tolerance: dict[str, dict[str, object]] = {}
+        self.precision = 'fp32'
         self.first, self.found, self.compared, self.writable = tolerance, RIGHT, [], True
         monkeypatch.setattr(backends, 'require_serves', lambda *_: None)
         monkeypatch.setattr(backends, 'TensorRtEngine', self._open)
@@ -34,7 +35,9 @@ class Engines:
 
     def _open(self, plan: Path, *_: object, **__: object) -> SimpleNamespace:
         tolerance = self.tolerance.setdefault(plan.stem, dict(self.first))
-        manifest = SimpleNamespace(tolerance=tolerance, batches=(1, 8, 64, 126), any_batch=True)
+        manifest = SimpleNamespace(
+            tolerance=tolerance, batches=(1, 8, 64, 126), any_batch=True, precision=self.precision
+        )
         return SimpleNamespace(
             name=plan.name, plan=plan, manifest=manifest, inputs=(), outputs=(), device=None,
             graphable=True, warm_up_runs=1,
@@ -142,3 +145,10 @@ def test_engines_of_weights_that_were_replaced_are_refused(monkeypatch, tmp_path
     manifest.unlink()  # nothing tells; what was compared with these weights still counts
     open_engines(networks, choice)
     assert engines.compared == BOTH
+
+
+def test_an_engine_in_integers_serves_no_other_precision(networks, choice, monkeypatch):
+    engines = Engines(monkeypatch)
+    engines.precision = 'int8'
+    with pytest.raises(ValueError, match=r'refiner_trunk.engine is int8: build it again: `found'):
+        open_engines(networks, choice)

@@ -15,7 +15,9 @@ from torch.nn import functional as F
 from foundationpose_trt.pose import backends, export
 from foundationpose_trt.pose.networks import RefineNet, ScoreNet
 from foundationpose_trt.pose.quantization import (
+    KEPT,
     SCALES,
+    Observed,
     best_scale,
     observing,
     quantized_convolutions,
@@ -33,7 +35,9 @@ from foundationpose_trt.pose.weights import (
 )
 from foundationpose_trt.runtime.choice import BackendChoice
 from foundationpose_trt.runtime.engine_manifest import sha256_of
-from foundationpose_trt.tools import cli
+from foundationpose_trt.runtime.onnx_engine import OnnxEngine
+from foundationpose_trt.tools import benchmark_speed, cli
+from foundationpose_trt.tools.rungs import Rung
 from foundationpose_trt.tools.wider_weights import wider_set
 
 WIDTH = 0.0625
@@ -104,7 +108,7 @@ def test_scales_of_other_convolutions_are_refused():
 @pytest.mark.parametrize('outlier', [1.0, 2.5])
 def test_the_best_scale_loses_least(outlier):
     """One value far from very many is worth less than their digits."""
-    values = np.random.default_rng(0).uniform(0, 1, 400_000)
+    values = np.random.default_rng(0).uniform(0, 1, 1_000_000)
     values[7] = outlier
     scale = best_scale(torch.tensor(values), outlier)
 
@@ -159,8 +163,9 @@ def quantized(folder: Path) -> PoseNetworks:
         (None, 'with the scales for precision int8, is missing'),
         ('{', 'holds no scales'),
         ('[]', 'holds no scales'),
-        ('{"weights_sha256": "x", "scales": {"0.conv1": 1}}', 'is of another refiner'),
-        ('{"weights_sha256": "own", "scales": {"0.conv1": 0}}', 'must be positive and finite'),
+        ('{"format": 1, "weights_sha256": "x", "scales": {"a": 1}}', 'is of another refiner'),
+        ('{"format": 1, "weights_sha256": "own", "scales": {"a": 0}}', 'must be positive'),
+        ('{"format": 2, "weights_sha256": "own", "scales": {"a": 1}}', 'format 2, must be 1'),
     ],
 )
 def test_scales_that_cannot_be_used_name_the_remedy(folder, content, message):
@@ -218,21 +223,18 @@ def test_files_for_either_tensorrt_quantize_what_they_say(folder, tmp_path, form
     ]
     assert sum(both == ['DequantizeLinear'] * 2 for both in rounded) == 9
     assert len(rounded) == 15
-    onnxruntime = pytest.importorskip('onnxruntime')
-    options = onnxruntime.SessionOptions()
-    # its optimizations break quantized half on a CPU (1.23)
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(str(file), options, providers=['CPUExecutionProvider'])
-    crops = [crop.to({10: torch.float16, 1: torch.float32}[kind]) for crop in rig.crops(2, 8)]
-    given = dict(zip(('inputA', 'inputB'), (crop.numpy() for crop in crops), strict=True))
-    (found,) = session.run(None, given)
+    pytest.importorskip('onnxruntime')
+    engine = OnnxEngine(file, optimized=False)
+    crops = [crop.to(engine.inputs[0].dtype) for crop in rig.crops(2, 8)]
+    given = dict(zip(('inputA', 'inputB'), crops, strict=True))
+    found = engine.execution(given).enqueue()['trunk']
     with torch.inference_mode():
         refiner = load_networks(str(folder)).refiner
         both = torch.cat([refiner.encodeA(crop.float()) for crop in crops], 1)
         code = STATE['pos_embed.pe'].transpose(1, 2).unflatten(2, (20, 20))
         wanted, plain = stage_of_integers(both) + code, refiner.encodeAB(both) + code
     # of weights that were saved in half
-    assert size(torch.tensor(found) - wanted) < 0.1 * size(plain - wanted)
+    assert size(found - wanted) < 0.1 * size(plain - wanted)
 
 
 def test_what_is_not_quantized_is_refused_and_needs_no_scales(folder):
@@ -279,3 +281,49 @@ def test_the_scales_of_shipped_sets_are_of_their_weights():
         folder = WEIGHTS_FOLDER / name
         found = read_scales(folder, sha256_of(folder / 'refiner.safetensors'))
         assert list(found) == NAMES
+
+
+def test_what_is_kept_is_little_and_of_all_places():
+    """Images have more in their middle than at their edges."""
+    observed, x = Observed(), torch.zeros(16, 16, 40, 40)
+    x[..., 10:30, 10:30] = torch.rand(16, 16, 20, 20)
+    observed.note('x', x)
+    (kept,) = observed._kept['x']
+    assert len(kept) <= KEPT and kept.untyped_storage().nbytes() == kept.nbytes
+    assert float(kept.mean()) == pytest.approx(float(x.mean()), rel=0.1)
+    assert float((kept > 0).float().mean()) == pytest.approx(0.25, abs=0.02)
+
+
+def test_values_seldom_seen_are_not_cut_to_nothing():
+    assert best_scale(torch.zeros(1000), 2.0) > 0.5 * 2 / 127
+
+
+def scaled_anew(folder: Path) -> None:
+    content = json.loads((folder / SCALES).read_text())
+    content['scales'] = {name: value / 3 for name, value in content['scales'].items()}
+    (folder / SCALES).write_text(json.dumps(content))
+
+
+def test_an_engine_with_the_scales_of_before_is_refused(folder, tmp_path):
+    networks, file = quantized(folder), tmp_path / 'refiner_trunk.onnx'
+    request = export.export_request(str(folder), 'refiner_trunk', 'int8')
+    export.ensure_onnx(networks, request, file)
+    plan, told = tmp_path / 'x' / 'refiner_trunk.engine', backends.comparison(networks, 'refiner')
+    backends.require_same_weights(networks, plan, file, 'THUS')
+    scaled_anew(folder)
+    with pytest.raises(ValueError, match='built with other scales than .*build it again: THUS'):
+        backends.require_same_weights(networks, plan, file, 'THUS')
+    assert backends.comparison(networks, 'refiner') != told, 'it would not be compared again'
+    half = replace(networks, int8=False)
+    backends.require_same_weights(half, plan, file, 'THUS')
+
+
+def test_without_scales_int8_is_left_out_of_a_benchmark(folder, tmp_path, caplog):
+    rungs = [Rung('tensorrt', precision, True) for precision in ('fp16', 'int8')]
+    assert all(benchmark_speed._is_possible(rung, str(folder)) for rung in rungs)
+    content = json.loads((folder / SCALES).read_text())
+    (folder / SCALES).write_text(json.dumps({**content, 'weights_sha256': 'others'}))
+    assert [benchmark_speed._is_possible(rung, str(folder)) for rung in rungs] == [True, False]
+    assert 'tensorrt int8 + graph is left out' in caplog.text and 'calibrate' in caplog.text
+    wide = wider_set(str(folder), 2 * WIDTH, tmp_path / 'wide')
+    assert not (wide / SCALES).exists()

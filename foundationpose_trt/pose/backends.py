@@ -43,7 +43,9 @@ from .export import (
     UNTYPED,
     ensure_onnx,
     export_request,
+    exported_scales,
     exported_weights,
+    scales_of,
     source_file,
 )
 from .networks import scaled
@@ -94,11 +96,12 @@ def open_engines(
     """
     choice = choice or BackendChoice()
     backend, reason = _chosen(networks, choice)
+    builder = 'tensorrt' if installed('tensorrt') else 'tensorrt_rtx'
     require(
         not networks.int8 or backend.startswith('tensorrt'),
         f'precision int8 is of TensorRT engines, and backend {backend} would run the networks'
-        f' ({reason}): build engines, {build_command(networks, choice, "tensorrt")}, or choose'
-        ' precision fp16',
+        f' ({reason}): choose backend auto or {builder} with engines, built by'
+        f' {build_command(networks, choice, builder)}, or precision fp16',
     )
     logger.info('networks run on %s: %s', backend, reason)
     if backend == 'torch':
@@ -159,7 +162,8 @@ def require_same_weights(
 ) -> None:
     """Raise ValueError where the exported file, which an engine was built from, is of others.
 
-    Where that file or the weights' own are gone, nothing can be told and nothing is raised.
+    Or, of int8, was made with other scales. Where that file or the weights' own are gone, nothing
+    can be told and nothing is raised.
     """
     told = None if onnx is None else exported_weights(onnx)
     own = weights_sha256(networks, plan.stem)
@@ -168,6 +172,13 @@ def require_same_weights(
         f'{plan} is of other weights than {networks.source}, of the same name: build it again:'
         f' {remedy}',
     )
+    if precision_of(networks, plan.stem) == INT8 and onnx is not None:
+        scales = exported_scales(onnx)
+        require(
+            scales is None or scales == scales_of(networks),
+            f'{plan} was built with other scales than {networks.source} has now: build it again:'
+            f' {remedy}',
+        )
 
 
 def source_of(plan: Path, expected: Path) -> Path | None:
@@ -202,6 +213,8 @@ def comparison(networks: PoseNetworks, kind: str) -> str | None:
     """
     told = weights_sha256(networks, kind)
     versions = f'torch {torch.__version__}, warp {wp.__version__}, heads {heads.FORM}'
+    if networks.int8 and told is not None and kind == 'refiner':
+        versions += f', scales {sorted(scales_of(networks).items())}'
     return None if told is None else f'{told}, {versions}'
 
 
@@ -337,7 +350,12 @@ class _Plans:
             expected = onnx_path(self.networks, kind, self.choice, self.backend)
             source = source_of(plan, expected)
             require_same_weights(self.networks, plan, source, remedy)
-        return TensorRtEngine(plan, self.networks.device, source, workspace, remedy=remedy)
+        engine = TensorRtEngine(plan, self.networks.device, source, workspace, remedy=remedy)
+        require(
+            (engine.manifest.precision == INT8) == (precision_of(self.networks, kind) == INT8),
+            f'{plan} is {engine.manifest.precision}: build it again: {remedy}',
+        )
+        return engine
 
     def _plan(self, kind: str) -> Path:
         return plan_path(self.networks, kind, self.choice, self.backend)

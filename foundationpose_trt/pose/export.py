@@ -314,6 +314,15 @@ def _port(port: onnx.ValueInfoProto) -> dict[str, Any]:
     }
 
 
+def exported_scales(path: Path) -> dict[str, float] | None:
+    """Scales that an ONNX file was made with; None where it has none, or its manifest is gone."""
+    try:
+        found = json.loads(manifest_path(path).read_text()).get('scales')
+    except (OSError, ValueError, AttributeError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def exported_weights(path: Path) -> str | None:
     """SHA-256 of the weights that an ONNX file was made from; None where its manifest is gone."""
     try:

@@ -19,12 +19,14 @@ import torch
 from torch import nn
 
 from ..datatypes import require
+from ..runtime.engine_manifest import write_atomically
 from .networks import RefineNet
 
 SCALES = 'int8.json'  # beside the weights
 LARGEST = 127
 CANDIDATES = 160  # of a scale
-KEPT = 20_000  # values of each input of a convolution, spread over all of it
+KEPT = 20_000  # values of each input of a convolution
+FORMAT = 1
 
 
 def quantized_convolutions(network: RefineNet) -> dict[str, nn.Conv2d]:
@@ -39,12 +41,14 @@ class Observed:
     def __init__(self) -> None:
         self._kept: dict[str, list[torch.Tensor]] = {}
         self._largest: dict[str, float] = {}
+        self._random = torch.Generator().manual_seed(0)
 
     def note(self, name: str, values: torch.Tensor) -> None:
         """Keep some of what a convolution reads, and the largest of all."""
         sizes = values.detach().abs().float().flatten()
-        step = max(1, len(sizes) // KEPT)
-        self._kept.setdefault(name, []).append(sizes[::step].cpu())
+        # by chance: with steps of a constant length they would be of a few columns of the images
+        chosen = torch.randint(len(sizes), (min(KEPT, len(sizes)),), generator=self._random)
+        self._kept.setdefault(name, []).append(sizes[chosen.to(sizes.device)].cpu())
         self._largest[name] = max(self._largest.get(name, 0.0), float(sizes.max()))
 
     def scales(self) -> dict[str, float]:
@@ -81,7 +85,7 @@ def best_scale(sizes: torch.Tensor, largest: float) -> float:
     require(
         0 < largest < float('inf'), f'the largest value is {largest}, must be positive and finite'
     )
-    sizes = sizes.double()
+    sizes = torch.cat([sizes.double().flatten(), torch.tensor([largest], dtype=torch.float64)])
 
     def error(scale: float) -> float:
         kept = (sizes / scale).round().clamp(max=LARGEST) * scale
@@ -94,8 +98,8 @@ def best_scale(sizes: torch.Tensor, largest: float) -> float:
 def write_scales(folder: Path, weights_sha256: str, scales: Mapping[str, float]) -> Path:
     """Write folder/int8.json; weights_sha256: of the file with the refiner's weights."""
     path = folder / SCALES
-    content = {'format': 1, 'weights_sha256': weights_sha256, 'scales': dict(scales)}
-    path.write_text(json.dumps(content, indent=2) + '\n')
+    content = {'format': FORMAT, 'weights_sha256': weights_sha256, 'scales': dict(scales)}
+    write_atomically(path, (json.dumps(content, indent=2) + '\n').encode())
     return path
 
 
@@ -109,12 +113,13 @@ def read_scales(folder: Path, weights_sha256: str) -> dict[str, float]:
     require(path.is_file(), f'{path}, with the scales for precision int8, is missing: {remedy}')
     try:
         content = json.loads(path.read_text())
-        told = content['weights_sha256']
+        form, told = content['format'], content['weights_sha256']
         scales = {str(name): float(value) for name, value in content['scales'].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f'{path} holds no scales ({type(error).__name__}: {error}): {remedy}'
         ) from error
+    require(form == FORMAT, f'{path} has format {form}, must be {FORMAT}: {remedy}')
     require(told == weights_sha256, f'{path} is of another refiner than the one here: {remedy}')
     wrong = {name: value for name, value in scales.items() if not 0 < value < float('inf')}
     require(not wrong, f'{path}: scales must be positive and finite, not {wrong}: {remedy}')

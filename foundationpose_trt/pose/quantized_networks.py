@@ -32,7 +32,7 @@ class _Rounded(torch.autograd.Function):
     @staticmethod
     def symbolic(g: Any, x: Any, scale: Any, zero: Any) -> Any:
         """Write both operators; of weights with the axis of their output channels."""
-        axis = {'axis_i': 0} if scale.type().dim() else {}
+        axis = {} if scale.type().dim() == 0 else {'axis_i': 0}
         integers = g.op('QuantizeLinear', x, scale, zero, **axis)
         rounded = g.op('DequantizeLinear', integers, scale, zero, **axis)
         rounded.setType(x.type())

@@ -318,10 +318,11 @@ class _Build:
         found, wanted = _precision_of(network), self.options.precision
         agrees = wanted in ('auto', found) or (wanted == 'tf32' and found == 'fp32')
         asked = 'fp32' if wanted == 'tf32' else wanted
+        make = 'build --weights SET' if asked == 'int8' else 'export'
         require(
             agrees,
             f'{onnx} is {found}, not {wanted}: the file decides the precision of its layers; make'
-            f' one with `foundationpose-trt export --precision {asked}`',
+            f' one with `foundationpose-trt {make} --precision {asked}`',
         )
         self.api.set_tf32(config, wanted == 'tf32')
         if found in ('fp16', 'int8'):

@@ -46,15 +46,17 @@ class OnnxEngine:
     light = True
     warm_up_runs = 1
 
-    def __init__(self, path: Path, threads: int | None = None) -> None:
-        """threads: how many one execution uses, by default as many as torch.
+    def __init__(self, path: Path, threads: int | None = None, optimized: bool = True) -> None:
+        """threads: how many one execution uses, by default as many as torch. optimized: let ONNX
+        Runtime write the network anew; what it makes of quantized half is wrong (1.23).
 
         Raises ValueError when the package onnxruntime or the file is absent, the file is not
         readable ONNX, or a tensor's size other than the first is free.
         """
         self.name = path.name
         self.device = torch.device('cpu')
-        self._session = _open(path, torch.get_num_threads() if threads is None else threads)
+        count = torch.get_num_threads() if threads is None else threads
+        self._session = _open(path, count, optimized)
         self.inputs = tuple(_spec(path, port) for port in self._session.get_inputs())
         ports = self._session.get_outputs()
         self._rows = {port.name for port in ports if _is_row(port)}
@@ -75,7 +77,7 @@ class OnnxEngine:
         }
 
 
-def _open(path: Path, threads: int) -> Any:
+def _open(path: Path, threads: int, optimized: bool) -> Any:
     require(threads >= 1, f'{path}: threads is {threads}, must be at least 1')
     require(path.is_file(), f'{path}: there is no such ONNX file; write it with {_remedy(path)}')
     try:
@@ -86,6 +88,8 @@ def _open(path: Path, threads: int) -> Any:
         ) from error
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
+    if not optimized:
+        options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
     # idle threads that spin take the cores from the renderer and from other nodes
     options.add_session_config_entry('session.intra_op.allow_spinning', '0')
     options.log_severity_level = 3  # errors; they are raised as well

@@ -140,7 +140,8 @@ class TensorRtApi:
         if self.weakly_typed:
             inputs = [network.get_input(i) for i in range(network.num_inputs)]
             for tensor in inputs + [network.get_output(i) for i in range(network.num_outputs)]:
-                tensor.dtype = self.module.DataType.HALF
+                if tensor.dtype.name == 'FLOAT':
+                    tensor.dtype = self.module.DataType.HALF
 
     def share_profiles(self, config: Any) -> None:
         """Let several contexts use one optimization profile; 8.6 forbids it unless asked."""

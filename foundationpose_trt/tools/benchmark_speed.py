@@ -17,9 +17,9 @@ from tqdm import tqdm
 from ..datatypes import Frame, require
 from ..pose.backends import NetworkEngines, open_engines
 from ..pose.estimator import EstimatorSettings, PoseEstimator
+from ..pose.export import QUANTIZED, export_request
 from ..pose.mesh import ObjectMesh
-from ..pose.quantization import SCALES
-from ..pose.weights import INT8, PoseNetworks, load_networks, resolve_folder
+from ..pose.weights import INT8, PoseNetworks, load_networks
 from ..runtime.choice import BackendChoice
 from ..runtime.tensorrt_api import installed
 from ..synthesis.objects import make_object
@@ -227,12 +227,14 @@ def _run(
 
 def _is_possible(rung: Rung, weights: str) -> bool:
     """Tell whether a weight set has what a rung needs: int8 its scales."""
-    scales = resolve_folder(weights) / SCALES
-    if rung.precision != INT8 or scales.exists():
+    if rung.precision != INT8:
         return True
-    remedy = 'foundationpose-trt calibrate'
-    logger.warning('%s is left out: %s is missing (%s)', rung.name, scales, remedy)
-    return False
+    try:
+        export_request(weights, QUANTIZED, INT8)
+    except ValueError as error:
+        logger.warning('%s is left out: %s', rung.name, error)
+        return False
+    return True
 
 
 def _load_libraries() -> None:

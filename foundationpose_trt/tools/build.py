@@ -132,7 +132,7 @@ def _check(options: argparse.Namespace, pairs: list[tuple[Path, Path]]) -> None:
         return
     for onnx, plan in pairs:
         try:
-            reference = OnnxEngine(onnx)
+            reference = OnnxEngine(onnx, optimized=False)
         except ValueError as error:
             logger.warning('%s is not compared with its ONNX file: %s', plan, error)
             continue

@@ -56,7 +56,8 @@ def run(options: argparse.Namespace) -> int:
 def run_all(networks: PoseNetworks, tasks: list[PoseTask]) -> None:
     """Register the object of the first view of each, and track it in all."""
     engines = open_engines(networks, BackendChoice('torch'))
-    settings = EstimatorSettings(schedule=SCHEDULES['pruned'])
+    # replays of a graph would show nothing
+    settings = EstimatorSettings(schedule=SCHEDULES['pruned'], cuda_graph_cache_capacity=0)
     estimator: PoseEstimator | None = None
     with torch.inference_mode():
         for task in tqdm(tasks, desc='calibrate', unit='view'):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -15,6 +16,7 @@ from ..runtime.choice import default_folder
 from ..runtime.engine_manifest import sha256_of
 from ..training.widen import widened
 
+logger = logging.getLogger(__name__)
 NETWORKS = {'refiner': RefineNet, 'scorer': ScoreNet}
 
 
@@ -62,7 +64,11 @@ def wider_set(weights: str, width: float, folder: Path) -> Path:
 
 def _copy_scales(source: Path, out: Path) -> None:
     """Give a wider set the scales of its source: its convolutions read the same, twice."""
-    if (source / SCALES).exists():
-        file = manifest_entries(source)[0]['file']
-        scales = read_scales(source, sha256_of(source / file))
+    own = sha256_of(source / manifest_entries(source)[0]['file'])
+    try:
+        scales = read_scales(source, own)
+    except ValueError as error:  # who wants int8 is told
+        logger.info('%s', error)
+        (out / SCALES).unlink(missing_ok=True)
+    else:
         write_scales(out, sha256_of(out / 'refiner.safetensors'), scales)
