@@ -99,17 +99,19 @@ def test_rows_of_a_gpu(monkeypatch):
     monkeypatch.setattr(benchmark_speed, 'installed', lambda backend: backend == 'tensorrt')
     assert [runner.name for runner in track_runners(True)] == [
         f'{EAGER} fp32', f'{EAGER} fp16', 'torch fp32', 'torch fp16 + graph',
-        'tensorrt fp16 + graph', 'tensorrt int8 + graph',
+        'tensorrt fp16 + graph',
     ]  # fmt: skip
     assert [(runner.name, runner.eager) for runner in register_runners(True)] == [
         (f'{EAGER} fp32, full', True),
         (f'{EAGER} fp16, full', True),
         ('torch fp16 + graph, full', False),
         ('tensorrt fp16 + graph, full', False),
-        ('tensorrt int8 + graph, full', False),
         ('tensorrt fp16 + graph, pruned', False),
-        ('tensorrt int8 + graph, pruned', False),
     ]
+    more = [r.name for r in track_runners(True, ('fp16', 'int8')) if 'int8' in r.name]
+    more += [r.name for r in register_runners(True, ('fp16', 'int8')) if 'int8' in r.name]
+    ending = ' + graph', ' + graph, full', ' + graph, pruned'
+    assert more == [f'tensorrt int8{words}' for words in ending]
 
 
 def test_what_is_worse():

@@ -36,8 +36,7 @@ from foundationpose_trt.pose.weights import (
 from foundationpose_trt.runtime.choice import BackendChoice
 from foundationpose_trt.runtime.engine_manifest import sha256_of
 from foundationpose_trt.runtime.onnx_engine import OnnxEngine
-from foundationpose_trt.tools import benchmark_speed, cli
-from foundationpose_trt.tools.rungs import Rung
+from foundationpose_trt.tools import cli
 from foundationpose_trt.tools.wider_weights import wider_set
 
 WIDTH = 0.0625
@@ -318,12 +317,10 @@ def test_an_engine_with_the_scales_of_before_is_refused(folder, tmp_path):
     backends.require_same_weights(half, plan, file, 'THUS')
 
 
-def test_without_scales_int8_is_left_out_of_a_benchmark(folder, tmp_path, caplog):
-    rungs = [Rung('tensorrt', precision, True) for precision in ('fp16', 'int8')]
-    assert all(benchmark_speed._is_possible(rung, str(folder)) for rung in rungs)
+def test_scales_that_do_not_fit_are_not_taken_along(folder, tmp_path):
+    """Who wants int8 of the wider set is told; who does not is not stopped."""
+    wide = wider_set(str(folder), 2 * WIDTH, tmp_path / 'wide')
+    assert (wide / SCALES).exists()
     content = json.loads((folder / SCALES).read_text())
     (folder / SCALES).write_text(json.dumps({**content, 'weights_sha256': 'others'}))
-    assert [benchmark_speed._is_possible(rung, str(folder)) for rung in rungs] == [True, False]
-    assert 'tensorrt int8 + graph is left out' in caplog.text and 'calibrate' in caplog.text
-    wide = wider_set(str(folder), 2 * WIDTH, tmp_path / 'wide')
-    assert not (wide / SCALES).exists()
+    assert not (wider_set(str(folder), 2 * WIDTH, tmp_path / 'wide') / SCALES).exists()

@@ -25,7 +25,8 @@ from .networks import RefineNet
 SCALES = 'int8.json'  # beside the weights
 LARGEST = 127
 CANDIDATES = 160  # of a scale
-KEPT = 20_000  # values of each input of a convolution
+KEPT = 4_000  # values of each input of a convolution
+MOST = 1_000_000  # values of all of them
 FORMAT = 1
 
 
@@ -47,17 +48,23 @@ class Observed:
         """Keep some of what a convolution reads, and the largest of all."""
         sizes = values.detach().abs().float().flatten()
         # by chance: with steps of a constant length they would be of a few columns of the images
-        chosen = torch.randint(len(sizes), (min(KEPT, len(sizes)),), generator=self._random)
-        self._kept.setdefault(name, []).append(sizes[chosen.to(sizes.device)].cpu())
+        self._kept.setdefault(name, []).append(_some(sizes, KEPT, self._random).cpu())
         self._largest[name] = max(self._largest.get(name, 0.0), float(sizes.max()))
 
     def scales(self) -> dict[str, float]:
         """Return the best scale of each (best_scale). Raises ValueError where nothing was seen."""
         require(len(self._kept) > 0, 'no convolution has read anything: nothing to measure')
+        own = torch.Generator().manual_seed(1)
         return {
-            name: best_scale(torch.cat(kept), self._largest[name])
+            name: best_scale(_some(torch.cat(kept), MOST, own), self._largest[name])
             for name, kept in self._kept.items()
         }
+
+
+def _some(values: torch.Tensor, most: int, generator: torch.Generator) -> torch.Tensor:
+    """Choose so many at most of values (N,)."""
+    chosen = torch.randint(len(values), (min(most, len(values)),), generator=generator)
+    return values[chosen.to(values.device)]
 
 
 @contextmanager

@@ -93,6 +93,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     pose.add_argument('--objects', type=int, default=8 if on_cuda else 3, help='of the pose check')
     pose.add_argument('--views', type=int, default=4 if on_cuda else 2, help='of each object')
+    pose.add_argument(
+        '--int8',
+        action='store_true',
+        help='track, register: also TensorRT in int8',
+    )
     parser.add_argument('--engines', type=Path, metavar='DIR', help='where engines are or go')
     parser.add_argument(
         '--only', nargs='+', metavar='WORD', help="rungs whose name holds a word, and torch's fp32"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from tqdm import tqdm
 from ..datatypes import Frame, require
 from ..pose.backends import NetworkEngines, open_engines
 from ..pose.estimator import EstimatorSettings, PoseEstimator
-from ..pose.export import QUANTIZED, export_request
 from ..pose.mesh import ObjectMesh
 from ..pose.weights import INT8, PoseNetworks, load_networks
 from ..runtime.choice import BackendChoice
@@ -42,10 +40,8 @@ from .synthetic_trials import FIRST_VIEW_SEED
 from .timeline import timeline
 from .wider_weights import use_wider_weights
 
-logger = logging.getLogger(__name__)
 EAGER = 'plain eager torch'
 TIMELINE_CALLS = 20
-ENGINES = ('fp16', 'int8')  # precisions of TensorRT's engines
 CAPACITY = 16  # graphs: a registration takes up to four, every number of objects one more
 
 
@@ -113,13 +109,16 @@ class Setting:
         return (Eager if self.eager else Fast)(meshes, self)
 
 
-def rungs_of(on_cuda: bool) -> list[Rung]:
-    """What runs the networks of the fast path here, the fastest last."""
+def rungs_of(on_cuda: bool, engines: Sequence[str] = ('fp16',)) -> list[Rung]:
+    """What runs the networks of the fast path here, the fastest last.
+
+    engines: precisions of TensorRT's.
+    """
     if not on_cuda:
         return [Rung('torch', 'fp32', device='cpu'), Rung('onnxruntime', 'fp32', device='cpu')]
     found = [Rung('torch', 'fp32'), Rung('torch', 'fp16', True)]
     there = [name for name in ('tensorrt', 'tensorrt_rtx') if installed(name)]
-    return found + [Rung(name, precision, True) for name in there for precision in ENGINES]
+    return found + [Rung(name, precision, True) for name in there for precision in engines]
 
 
 def _plain_runners(on_cuda: bool, schedule: str) -> list[Runner]:
@@ -136,17 +135,17 @@ def _plain_runners(on_cuda: bool, schedule: str) -> list[Runner]:
     ]
 
 
-def track_runners(on_cuda: bool) -> list[Runner]:
+def track_runners(on_cuda: bool, engines: Sequence[str] = ('fp16',)) -> list[Runner]:
     """Rows of `benchmark track`: the plain pipeline and the fast path on every back end."""
     return [
         *_plain_runners(on_cuda, ''),
-        *[Runner(rung.name, rung) for rung in rungs_of(on_cuda)],
+        *[Runner(rung.name, rung) for rung in rungs_of(on_cuda, engines)],
     ]
 
 
-def register_runners(on_cuda: bool) -> list[Runner]:
+def register_runners(on_cuda: bool, engines: Sequence[str] = ('fp16',)) -> list[Runner]:
     """Rows of `benchmark register`: full schedules, then the shorter ones on what is fastest."""
-    rungs = rungs_of(on_cuda)
+    rungs = rungs_of(on_cuda, engines)
     last = rungs[-1]
     fastest = [r for r in rungs if (r.backend, r.graphs) == (last.backend, last.graphs)]
     rows = _plain_runners(on_cuda, 'full') if on_cuda else []  # on a CPU it would take minutes
@@ -186,11 +185,14 @@ def _with_timelines(
 
 
 Row = dict[str, Any]
+RunnersOf = Callable[[bool, Sequence[str]], list[Runner]]
 Measure = Callable[[Setting, argparse.Namespace, list[PoseTask]], Row]
 
 
 def _run(
-    options: argparse.Namespace, runners_of: Callable[[bool], list[Runner]], measure: Measure
+    options: argparse.Namespace,
+    runners_of: RunnersOf,
+    measure: Measure,
 ) -> tuple[dict[str, Any], list[Runner]]:
     """Measure the runners; returns the figures and who they are of."""
     require(
@@ -200,7 +202,7 @@ def _run(
     )
     on_cuda = torch.cuda.is_available()
     use_wider_weights(options)
-    runners = [r for r in runners_of(on_cuda) if _is_possible(r.rung, options.weights)]
+    runners = runners_of(on_cuda, ('fp16', INT8) if options.int8 else ('fp16',))
     chosen = [
         runner
         for place, runner in enumerate(runners)
@@ -223,18 +225,6 @@ def _run(
         'failed': [row['name'] for row in rows if 'failed' in row],
     }
     return content, chosen
-
-
-def _is_possible(rung: Rung, weights: str) -> bool:
-    """Tell whether a weight set has what a rung needs: int8 its scales."""
-    if rung.precision != INT8:
-        return True
-    try:
-        export_request(weights, QUANTIZED, INT8)
-    except ValueError as error:
-        logger.warning('%s is left out: %s', rung.name, error)
-        return False
-    return True
 
 
 def _load_libraries() -> None:
