@@ -275,6 +275,12 @@ def test_the_command_measures_a_weight_set(folder):
     quantized_stage(made.encodeAB, found)
 
 
+def test_a_folder_that_cannot_be_written_is_refused_at_once(folder, monkeypatch, capsys):
+    monkeypatch.setattr('os.access', lambda path, mode: Path(path) != folder)
+    assert cli.main(['calibrate', '--weights', str(folder), '--device', 'cpu']) == 2
+    assert 'cannot be written: give a copy of it as --weights' in capsys.readouterr().err
+
+
 def test_the_scales_of_shipped_sets_are_of_their_weights():
     for name in ('small', 'base'):
         folder = WEIGHTS_FOLDER / name

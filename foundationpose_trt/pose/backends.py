@@ -225,7 +225,7 @@ def is_exportable(networks: PoseNetworks) -> bool:
 
 def trunk_options(options: BuildOptions) -> BuildOptions:
     """Return the options with which trunks are built: what follows reads pixel after pixel."""
-    return replace(options, channels_last=True)
+    return replace(options, channels_last=True, half_io=True)
 
 
 def precision_of(networks: PoseNetworks, kind: str) -> str:

@@ -53,7 +53,9 @@ class BuildOptions:
     GPU or no TensorRT is installed. version_compatible: later versions load it too.
     compute_capabilities: of the GPUs to build for, such as '7.5' (RTX alone; by default its own
     choice, or the GPU here where that leaves it out). channels_last: let outputs in half that are
-    images lie in memory pixel by pixel, as convolutions write them (torch.channels_last).
+    images lie in memory pixel by pixel, as convolutions write them (torch.channels_last). half_io:
+    let inputs and outputs of a quantized file be half with TensorRT 8.6, for which the file has
+    them in single precision.
     """
 
     precision: str = 'auto'
@@ -63,6 +65,7 @@ class BuildOptions:
     version_compatible: bool = False
     compute_capabilities: tuple[str, ...] = ()
     channels_last: bool = False
+    half_io: bool = False
 
     def __post_init__(self) -> None:
         for name, choices in (('precision', PRECISIONS), ('backend', BACKENDS)):
@@ -214,7 +217,7 @@ class _Build:
         with self.api.relay.to(self._write), self.api.relay.to(self.errors):
             builder = self._builder()
             network, parser = self._parse(builder, onnx)
-            if _precision_of(network) == 'int8':
+            if self.options.half_io and _precision_of(network) == 'int8':
                 self.api.take_half(network)
             inputs, outputs = self._specs(network, onnx)
             if self.options.channels_last:

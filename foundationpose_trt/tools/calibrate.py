@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 import torch
 from tqdm import tqdm
@@ -42,11 +43,16 @@ def run(options: argparse.Namespace) -> int:
         require(value >= 1, f'--{name} is {value}, must be at least 1')
     device = checked_device(options.device or default_device())
     networks = load_networks(options.weights, device)
+    folder = networks.source
+    assert folder is not None
+    require(
+        os.access(folder, os.W_OK),
+        f'{folder}, where the scales would go, cannot be written: give a copy of it as --weights',
+    )
     tasks = make_tasks(options.objects, options.views, device, FIRST_SEED)
     with observing(networks.refiner) as observed:
         run_all(networks, tasks)
-    scales, folder = observed.scales(), networks.source
-    assert folder is not None
+    scales = observed.scales()
     path = write_scales(folder, sha256_of(source_file(str(folder), QUANTIZED)), scales)
     rows = [(name, f'{scale:.4f}') for name, scale in scales.items()]
     print_table(f'{path}, of {len(tasks)} views', COLUMNS, rows)
