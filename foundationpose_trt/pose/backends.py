@@ -45,10 +45,10 @@ from .export import (
     export_request,
     exported_scales,
     exported_weights,
-    scales_of,
     source_file,
 )
 from .networks import scaled
+from .quantization import read_scales
 from .self_check import (
     CROPS,
     RENDERED_CROPS,
@@ -96,13 +96,13 @@ def open_engines(
     """
     choice = choice or BackendChoice()
     backend, reason = _chosen(networks, choice)
-    builder = 'tensorrt' if installed('tensorrt') else 'tensorrt_rtx'
-    require(
-        not networks.int8 or backend.startswith('tensorrt'),
-        f'precision int8 is of TensorRT engines, and backend {backend} would run the networks'
-        f' ({reason}): choose backend auto or {builder} with engines, built by'
-        f' {build_command(networks, choice, builder)}, or precision fp16',
-    )
+    if networks.int8 and not backend.startswith('tensorrt'):
+        builder = 'tensorrt' if installed('tensorrt') else 'tensorrt_rtx'
+        raise ValueError(
+            f'precision int8 is of TensorRT engines, and backend {backend} would run the networks'
+            f' ({reason}): choose backend auto or {builder} with engines, built by'
+            f' {build_command(networks, choice, builder)}, or precision fp16'
+        )
     logger.info('networks run on %s: %s', backend, reason)
     if backend == 'torch':
         engines = _torch_engines(networks)
@@ -172,10 +172,11 @@ def require_same_weights(
         f'{plan} is of other weights than {networks.source}, of the same name: build it again:'
         f' {remedy}',
     )
-    if precision_of(networks, plan.stem) == INT8 and onnx is not None:
-        scales = exported_scales(onnx)
+    scales = None if onnx is None else exported_scales(onnx)
+    if precision_of(networks, plan.stem) == INT8 and scales is not None and own is not None:
+        assert networks.source is not None  # it has the file that `own` is of
         require(
-            scales is None or scales == scales_of(networks),
+            scales == read_scales(networks.source, own),
             f'{plan} was built with other scales than {networks.source} has now: build it again:'
             f' {remedy}',
         )
@@ -212,10 +213,12 @@ def comparison(networks: PoseNetworks, kind: str) -> str | None:
     The weights, and what computes behind its trunk.
     """
     told = weights_sha256(networks, kind)
+    if networks.source is None or told is None:
+        return None
     versions = f'torch {torch.__version__}, warp {wp.__version__}, heads {heads.FORM}'
-    if networks.int8 and told is not None and kind == 'refiner':
-        versions += f', scales {sorted(scales_of(networks).items())}'
-    return None if told is None else f'{told}, {versions}'
+    if networks.int8 and kind == 'refiner':
+        versions += f', scales {sorted(read_scales(networks.source, told).items())}'
+    return f'{told}, {versions}'
 
 
 def is_exportable(networks: PoseNetworks) -> bool:

@@ -121,6 +121,11 @@ def type_of(precision: str, form: str) -> torch.dtype:
     return torch.float32 if form == UNTYPED else ALL_PRECISIONS[precision]
 
 
+def opset_of(precision: str, form: str) -> int:
+    """Return the version of ONNX's operators that a file is written in."""
+    return HALF_OPSET if precision == INT8 and form == FUSED else OPSET
+
+
 def scales_of(networks: PoseNetworks) -> dict[str, float]:
     """Return the scales of the refiner's quantized convolutions; raises as read_scales."""
     require(
@@ -156,8 +161,7 @@ def onnx_model(
         import onnx
     except ImportError as error:
         raise ValueError('export needs the package onnx: pip install onnx onnxruntime') from error
-    opset = HALF_OPSET if precision == INT8 and form == FUSED else OPSET
-    traced = _traced(network, kind, type_of(precision, form), opset)
+    traced = _traced(network, kind, type_of(precision, form), opset_of(precision, form))
     model = onnx.load_model_from_string(traced)
     if precision == INT8:
         _without_identities(model.graph)
@@ -263,15 +267,14 @@ def export_request(
     """Say what an export of these weights is made from and how: the manifest's first part."""
     source = source_file(weights, kind)
     told = sha256_of(source)
-    quantized = precision == INT8
-    scales = {'scales': read_scales(resolve_folder(weights), told)} if quantized else {}
+    scales = {'scales': read_scales(resolve_folder(weights), told)} if precision == INT8 else {}
     return {
         'format': 5,
         'kind': kind,
         'precision': precision,
         'form': form,
         'batch': DYNAMIC if batch is None else batch,
-        'opset': HALF_OPSET if quantized and form == FUSED else OPSET,
+        'opset': opset_of(precision, form),
         **scales,
         'weights': {
             'name': resolve_folder(weights).name,

@@ -4,8 +4,8 @@ Symmetric, as ONNX's QuantizeLinear and TensorRT have it: a real value is a scal
 from -128 to 127; weights have a scale for each output channel, what a convolution reads has one,
 which is measured (Nagel et al., "A White Paper on Neural Network Quantization", 2021, 2.2 and
 3.1). Quantized is the stage over both images, three quarters of the arithmetic: in the one before
-it moved poses four times as far from float32's. The scorer stays as it is: it takes little of the
-time, and its features came out much further off.
+it moves poses further from float32's. The scorer stays as it is: it takes little of the time, and
+its features come out further off.
 """
 
 from __future__ import annotations
@@ -32,7 +32,12 @@ FORMAT = 1
 
 def quantized_convolutions(network: RefineNet) -> dict[str, nn.Conv2d]:
     """Return the convolutions that are quantized, by their place in the stage over both images."""
-    named = network.encodeAB.named_modules()
+    return convolutions_of(network.encodeAB)
+
+
+def convolutions_of(module: nn.Module) -> dict[str, nn.Conv2d]:
+    """Return the convolutions in a module, by name."""
+    named = module.named_modules()
     return {name: layer for name, layer in named if isinstance(layer, nn.Conv2d)}
 
 
@@ -120,13 +125,13 @@ def read_scales(folder: Path, weights_sha256: str) -> dict[str, float]:
     require(path.is_file(), f'{path}, with the scales for precision int8, is missing: {remedy}')
     try:
         content = json.loads(path.read_text())
-        form, told = content['format'], content['weights_sha256']
+        version, told = content['format'], content['weights_sha256']
         scales = {str(name): float(value) for name, value in content['scales'].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f'{path} holds no scales ({type(error).__name__}: {error}): {remedy}'
         ) from error
-    require(form == FORMAT, f'{path} has format {form}, must be {FORMAT}: {remedy}')
+    require(version == FORMAT, f'{path} has format {version}, must be {FORMAT}: {remedy}')
     require(told == weights_sha256, f'{path} is of another refiner than the one here: {remedy}')
     wrong = {name: value for name, value in scales.items() if not 0 < value < float('inf')}
     require(not wrong, f'{path}: scales must be positive and finite, not {wrong}: {remedy}')

@@ -14,7 +14,7 @@ from torch import nn
 
 from ..datatypes import require
 from .networks import ConvBNReLU, ResBlock
-from .quantization import LARGEST
+from .quantization import LARGEST, convolutions_of
 
 SMALLEST = 2.0**-14  # normal number of half precision: a scale below would lose its digits
 
@@ -80,16 +80,12 @@ class _QuantizedBlock(nn.Module):
     def __init__(self, block: ResBlock, scales: tuple[float, float]) -> None:
         super().__init__()
         self.round1, self.round2 = map(_Rounding, scales)
-        self.conv1, self.conv2 = map(_RoundedConvolution, _convolutions_of(block))
+        self.conv1, self.conv2 = map(_RoundedConvolution, convolutions_of(block).values())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rounded = self.round1(x)
         hidden = self.round2(torch.relu(self.conv1(rounded)))
         return torch.relu(self.conv2(hidden) + rounded)
-
-
-def _convolutions_of(module: nn.Module) -> list[nn.Conv2d]:
-    return [layer for layer in module.modules() if isinstance(layer, nn.Conv2d)]
 
 
 def quantized_stage(stage: nn.Sequential, scales: Mapping[str, float]) -> nn.Sequential:
@@ -98,7 +94,7 @@ def quantized_stage(stage: nn.Sequential, scales: Mapping[str, float]) -> nn.Seq
     Its batch norms must be folded. scales: by name, as quantization.quantized_convolutions names
     them. Raises ValueError where these are other names.
     """
-    wanted = [name for name, layer in stage.named_modules() if isinstance(layer, nn.Conv2d)]
+    wanted = convolutions_of(stage)
     require(
         sorted(wanted) == sorted(scales),
         f'scales are of {sorted(scales)}, must be of {sorted(wanted)}: calibrate again',
@@ -108,7 +104,7 @@ def quantized_stage(stage: nn.Sequential, scales: Mapping[str, float]) -> nn.Seq
         if isinstance(module, ResBlock):
             return _QuantizedBlock(module, (scales[f'{place}.conv1'], scales[f'{place}.conv2']))
         assert isinstance(module, ConvBNReLU)
-        (layer,) = _convolutions_of(module)
+        (layer,) = convolutions_of(module).values()
         return nn.Sequential(
             _Rounding(scales[f'{place}.net.0']), _RoundedConvolution(layer), nn.ReLU()
         )

@@ -41,6 +41,7 @@ from .timeline import timeline
 from .wider_weights import use_wider_weights
 
 EAGER = 'plain eager torch'
+ENGINES = ('fp16',)  # precisions of TensorRT's engines, where no other is asked for
 TIMELINE_CALLS = 20
 CAPACITY = 16  # graphs: a registration takes up to four, every number of objects one more
 
@@ -109,7 +110,7 @@ class Setting:
         return (Eager if self.eager else Fast)(meshes, self)
 
 
-def rungs_of(on_cuda: bool, engines: Sequence[str] = ('fp16',)) -> list[Rung]:
+def rungs_of(on_cuda: bool, engines: Sequence[str] = ENGINES) -> list[Rung]:
     """What runs the networks of the fast path here, the fastest last.
 
     engines: precisions of TensorRT's.
@@ -135,7 +136,7 @@ def _plain_runners(on_cuda: bool, schedule: str) -> list[Runner]:
     ]
 
 
-def track_runners(on_cuda: bool, engines: Sequence[str] = ('fp16',)) -> list[Runner]:
+def track_runners(on_cuda: bool, engines: Sequence[str] = ENGINES) -> list[Runner]:
     """Rows of `benchmark track`: the plain pipeline and the fast path on every back end."""
     return [
         *_plain_runners(on_cuda, ''),
@@ -143,7 +144,7 @@ def track_runners(on_cuda: bool, engines: Sequence[str] = ('fp16',)) -> list[Run
     ]
 
 
-def register_runners(on_cuda: bool, engines: Sequence[str] = ('fp16',)) -> list[Runner]:
+def register_runners(on_cuda: bool, engines: Sequence[str] = ENGINES) -> list[Runner]:
     """Rows of `benchmark register`: full schedules, then the shorter ones on what is fastest."""
     rungs = rungs_of(on_cuda, engines)
     last = rungs[-1]
@@ -202,7 +203,7 @@ def _run(
     )
     on_cuda = torch.cuda.is_available()
     use_wider_weights(options)
-    runners = runners_of(on_cuda, ('fp16', INT8) if options.int8 else ('fp16',))
+    runners = runners_of(on_cuda, (*ENGINES, INT8) if options.int8 else ENGINES)
     chosen = [
         runner
         for place, runner in enumerate(runners)

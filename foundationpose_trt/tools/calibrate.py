@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 
-import torch
 from tqdm import tqdm
 
 from ..datatypes import require
@@ -65,9 +64,8 @@ def run_all(networks: PoseNetworks, tasks: list[PoseTask]) -> None:
     # replays of a graph would show nothing
     settings = EstimatorSettings(schedule=SCHEDULES['pruned'], cuda_graph_cache_capacity=0)
     estimator: PoseEstimator | None = None
-    with torch.inference_mode():
-        for task in tqdm(tasks, desc='calibrate', unit='view'):
-            if estimator is None or estimator.mesh is not task.mesh:
-                estimator = PoseEstimator([task.mesh], networks, settings, engines)
-                estimator.register(task.frame, task.mask)
-            estimator.track(task.frame, task.start)
+    for task in tqdm(tasks, desc='calibrate', unit='view'):
+        if estimator is None or estimator.mesh is not task.mesh:
+            estimator = PoseEstimator([task.mesh], networks, settings, engines)
+            estimator.register(task.frame, task.mask)
+        estimator.track(task.frame, task.start)
