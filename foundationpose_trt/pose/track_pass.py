@@ -96,7 +96,7 @@ class TrackPass:
         self._header_values = self._header.numpy()
         self._rgb = _Staged(3 * pixels, torch.uint8, self._device)
         self._depth = _Staged(pixels, torch.float32, self._device)
-        # of bringing a patch there; two events take the host as long as half of the launches
+        # of bringing a patch there; two events cost the host what launches do
         self.timer = StageTimer(self._device, every=TIMED)
         self._is_open = False  # begun and not ended
         self._held: list[torch.Tensor] = []  # what recorded launches read and write
