@@ -247,6 +247,34 @@ def test_frame_keeps_stamp_and_frame_id_and_refuses_other_sizes():
     assert caught.value.rejection is Rejection.SIZE_MISMATCH
 
 
+@pytest.mark.parametrize(
+    ('encoding', 'depth', 'made'),
+    [
+        ('rgb8', np.full((4, 5), 800, np.uint16), ['depth_m']),
+        ('bgr8', np.full((4, 5), 0.8, np.float32), ['rgb']),
+        ('bgr8', np.array([[0.8] * 5] * 3 + [[0, -1, np.nan, np.inf, 0.8]]), ['rgb', 'depth_m']),
+    ],
+)
+def test_what_is_converted_lies_where_the_caller_wants_it(encoding, depth, made):
+    """And says the same as without."""
+    image = message(picture(3), encoding)
+    name = {'u2': '16UC1', 'f4': '32FC1', 'f8': '64FC1'}[depth.dtype.str[1:]]
+    rooms: list[np.ndarray] = []
+
+    def empty(shape: tuple[int, ...], dtype: type) -> np.ndarray:
+        rooms.append(np.full(shape, 77, dtype))
+        return rooms[-1]
+
+    depths = message(depth, name)
+    plain = conversions.frame_from_messages(image, depths, CAMERA, 0.001)
+    frame = conversions.frame_from_messages(image, depths, CAMERA, 0.001, empty)
+    np.testing.assert_array_equal(frame.rgb, plain.rgb)
+    np.testing.assert_array_equal(frame.depth_m, plain.depth_m)
+    assert len(rooms) == len(made)
+    for room, image_name in zip(rooms, made, strict=True):
+        assert getattr(frame, image_name) is room
+
+
 def test_pose_message_agrees_with_scipy_and_comes_back():
     rotation = Rotation.from_rotvec([0.3, -2.0, 1.1])
     pose = np.eye(4)

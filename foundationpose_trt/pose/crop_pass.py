@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -40,6 +40,17 @@ def views_of(found: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return results.view(torch.float32).view(n, -1), final.view(torch.float64).view(n, 4, 4)
 
 
+class Given(NamedTuple):
+    """What a pass is given before each start(), page-locked on CUDA.
+
+    header: float32, kernels.HEADER, then poses (n, 16) and meshes (n,). addresses: (2,) int64, of
+    the images that bus_kernels.fetch_in_place is to read (page_locked.device_address).
+    """
+
+    header: torch.Tensor
+    addresses: torch.Tensor
+
+
 @dataclass(frozen=True)
 class PassImages:
     """Where the frame lies on the device, pixel after pixel: a patch of it, or all.
@@ -56,11 +67,12 @@ class PassImages:
 class CropPass:
     """Draws, crops, moves and judges up to n poses of meshes of one bank. Not thread-safe.
 
-    start() or place() says where the poses are; then write() and move() alternate, once per
-    iteration of the refiner, and count() judges what move() has drawn. Each of write() and count()
-    needs something drawn and leaves nothing behind. results: (n, 20) float32, each pose row by row
-    and its counts (count); final: (n, 4, 4) float64, camera_from_object as kernels.keep_final
-    makes it; found: the memory of both. No call waits for the device.
+    start() and draw(), or place(), say where the poses are; then write() and move() alternate,
+    once per iteration of the refiner, and count() judges what move() has drawn. Each of write()
+    and count() needs something drawn and leaves nothing behind. results: (n, 20) float32, each
+    pose row by row and its counts (count); final: (n, 4, 4) float64, camera_from_object as
+    kernels.keep_final makes it; found: the memory of both; tracked: what kernels know of the
+    poses. No call waits for the device.
     """
 
     def __init__(
@@ -69,12 +81,12 @@ class CropPass:
         diameters_m: Sequence[float],
         crops: Crops,
         images: PassImages,
-        header: torch.Tensor | None = None,
+        given: Given | None = None,
         visibility: torch.Tensor | None = None,
     ) -> None:
         """diameters_m: of the bank's meshes. crops: rendered and observed (n, 6, 160, 160), the
-        buffers that write() fills. header: pinned, what start() reads (kernels.HEADER, poses,
-        meshes). visibility: (n, 160, 160) int64 scratch memory, of its own by default."""
+        buffers that write() fills. given: what start() reads. visibility:
+        (n, 160, 160) int64 scratch memory, of its own by default."""
         self._bank, self._device, self._crops = bank, bank.device, crops
         self._count, self._halves = len(crops[0]), crops
         self._held: list[Any] = [images]  # what recorded launches read and write
@@ -92,7 +104,7 @@ class CropPass:
         self.camera = self._tensor((int(kernels.CAMERA_VALUES),))
         self.patch = self._tensor((1, 4), torch.int32)
         diameters = torch.tensor(np.asarray(diameters_m), dtype=torch.float64)
-        self._tracked = self._make_tracked(diameters.to(self._device), header)
+        self.tracked = self._make_tracked(diameters.to(self._device), given)
         self._record(self._make_seen(images, diameters))
 
     def _tensor(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -100,7 +112,7 @@ class CropPass:
         self._held.append(tensor)
         return tensor
 
-    def _make_tracked(self, diameters_m: torch.Tensor, header: torch.Tensor | None) -> Any:
+    def _make_tracked(self, diameters_m: torch.Tensor, given: Given | None) -> Any:
         n, bank = self._count, self._bank
         instances = Instances()
         instances.mesh = as_warp(self._tensor((n,), torch.int32))
@@ -116,13 +128,15 @@ class CropPass:
         tracked.centers_m = bank.centers_m
         tracked.diameters_m = as_warp(diameters_m)
         tracked.default_texture = as_warp(bank.default_texture_device)
-        if header is not None:
-            tracked.header = pinned_as_warp(header, self._device)
+        if given is not None:
+            tracked.header = pinned_as_warp(given.header, self._device)
+            tracked.addresses = pinned_as_warp(given.addresses, self._device, wp.uint64)
         tracked.camera = as_warp(self.camera)
+        tracked.sources = as_warp(self._tensor((int(kernels.IMAGES),), torch.int64), wp.uint64)
         tracked.patch = as_warp(self.patch, wp.vec4i)
         tracked.ratio = REFINER_CROP.ratio
         tracked.poses = n
-        self._held += [diameters_m, header]
+        self._held += [diameters_m, given]
         return tracked
 
     def _make_seen(self, images: PassImages, diameters_m: torch.Tensor) -> Any:
@@ -137,7 +151,7 @@ class CropPass:
 
     def _record(self, seen: Any) -> None:
         """Prepare every launch, with all poses; nothing runs."""
-        n, device, tracked = self._count, self._device, self._tracked
+        n, device, tracked = self._count, self._device, self.tracked
         meshes = meshes_of(self._bank)
         self._held += [meshes, seen]
         visibility = as_warp(self.visibility, wp.uint64)
@@ -163,9 +177,8 @@ class CropPass:
         self.stream = stream_of(self._device)
 
     def start(self, n: int) -> None:
-        """Take n poses and their meshes out of the header and draw them."""
+        """Take n poses and their meshes out of the header; they are to be drawn."""
         self._start((n,), self.stream)
-        self.draw(n)
 
     def place(self, camera_from_centered: torch.Tensor, mesh: int) -> None:
         """Take poses (n, 4, 4) of one mesh from the device and draw them."""
@@ -204,7 +217,7 @@ class CropPass:
     def _record_move(self, update: Mapping[str, torch.Tensor]) -> RecordedLaunch:
         """Prepare the launch for outputs of these types, on these outputs."""
         both = [as_warp(update[name]) for name in OUTPUTS]
-        moved = [self._tracked, *both, ROT_NORMALIZER_RAD]
+        moved = [self.tracked, *both, ROT_NORMALIZER_RAD]
         return RecordedLaunch(kernels.move, (self._count,), moved, self._device)
 
     def count(self, n: int) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from .hypotheses import initial_translation, rotation_grid
 from .inference import PoseInference
 from .mesh import ObjectMesh
 from .observation import Uploader
+from .page_locked import page_locked_empty
 from .patch import PoseNumbers
 from .quality import confirmed
 from .readout import Readout
@@ -132,6 +134,14 @@ class PoseEstimator:
         )
         return wanted
 
+    def empty_image(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        """Return an array of a numpy dtype, not initialised, for an image of a frame.
+
+        On CUDA it is page-locked, and tracking reads it in place (page_locked.py).
+        """
+        empty = page_locked_empty if self.device.type == 'cuda' else np.empty
+        return empty(shape, dtype)
+
     def warm_up(self, intrinsics: CameraIntrinsics) -> None:
         """Run the real register and track once on a blank frame of the camera's size.
 
@@ -157,7 +167,8 @@ class PoseEstimator:
     def _blank(self, intrinsics: CameraIntrinsics, index: int) -> tuple[Frame, np.ndarray]:
         """Return a black wall at the distance where an object is put, and a mask on it."""
         size = (intrinsics.height, intrinsics.width)
-        depth = np.full(size, BLANK_DIAMETERS * self.meshes[index].diameter_m, np.float32)
+        depth = self.empty_image(size, np.float32)
+        depth.fill(BLANK_DIAMETERS * self.meshes[index].diameter_m)
         mask = np.zeros(size, bool)
         mask[size[0] // 4 : size[0] // 2, size[1] // 4 : size[1] // 2] = True
         return Frame(np.zeros((*size, 3), np.uint8), depth, intrinsics), mask

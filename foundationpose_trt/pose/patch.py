@@ -35,6 +35,12 @@ class Patch:
         """How many pixels it has."""
         return self.width * self.height
 
+    def in_steps(self, step: int) -> Patch:
+        """Return it with whole steps of columns, for images whose width is so many steps."""
+        left = self.x - self.x % step
+        right = -(-(self.x + self.width) // step) * step
+        return Patch(left, self.y, right - left, self.height)
+
     def of(self, image: np.ndarray) -> np.ndarray:
         """Return its view of an image (H, W, ...)."""
         return image[self.y : self.y + self.height, self.x : self.x + self.width]

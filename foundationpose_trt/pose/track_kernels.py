@@ -36,6 +36,7 @@ SIDE_SEEN = wp.constant(wp.float64(159.0))  # foundationpose.md §2.4
 HEADER = ('fx', 'fy', 'cx', 'cy', 'width', 'height', 'x', 'y', 'patch_width', 'patch_height')
 HEADER_VALUES = wp.constant(len(HEADER))
 CAMERA_VALUES = wp.constant(6)  # fx to height
+IMAGES = wp.constant(2)  # colours, depth
 
 
 @wp.struct
@@ -45,8 +46,9 @@ class Tracked:
     grid: source of crop pixels as crops.observed_grid; results: (n, 20) pose, counts; final:
     camera_from_object, the last of its numbers 0 instead of 1 where it is not to be used (see
     keep_final). diameters_m, centers_m, default_texture: by mesh. header: in the host's memory,
-    read over the bus by start() alone, which copies what comes first in it to camera. patch: x,
-    y, width, height, of one entry.
+    read over the bus by start() alone, which copies what comes first in it to camera. addresses:
+    there, too, of the images that are to be fetched in place, 0 for none; start() copies them to
+    sources. patch: x, y, width, height, of one entry.
     """
 
     instances: Instances
@@ -57,7 +59,9 @@ class Tracked:
     centers_m: wp.array(dtype=wp.vec3d)
     default_texture: wp.array(dtype=int)
     header: wp.array(dtype=float)
+    addresses: wp.array(dtype=wp.uint64)
     camera: wp.array(dtype=float)
+    sources: wp.array(dtype=wp.uint64)
     patch: wp.array(dtype=wp.vec4i)
     ratio: wp.float64
     poses: int  # room for them in the header
@@ -172,20 +176,6 @@ def keep_pose(tracked: Tracked, n: int, pose: wp.mat44, camera: wp.array(dtype=f
 
 
 @wp.kernel
-def fetch(source: wp.array(dtype=wp.uint64), target: wp.array(dtype=wp.uint64)):
-    """Copy what lies in the host's memory, over the bus; whatever the words mean."""
-    i = wp.tid()
-    target[i] = source[i]
-
-
-@wp.kernel
-def give_back(source: wp.array(dtype=float), target: wp.array(dtype=float)):
-    """Copy to the host's memory, over the bus: begun sooner than a copy of CUDA's."""
-    i = wp.tid()
-    target[i] = source[i]
-
-
-@wp.kernel
 def start(tracked: Tracked):
     """Take the poses of a call out of its header."""
     n = wp.tid()
@@ -202,6 +192,8 @@ def start(tracked: Tracked):
         tracked.patch[0] = wp.vec4i(int(header[6]), int(header[7]), int(header[8]), int(header[9]))
         for k in range(CAMERA_VALUES):
             tracked.camera[k] = header[k]
+        for k in range(IMAGES):
+            tracked.sources[k] = tracked.addresses[k]
     keep_pose(tracked, n, pose, header)  # not the camera, which thread 0 is writing
 
 

@@ -1,8 +1,9 @@
 """One tracked frame around the refiner: one way there, few launches, one way back.
 
-Only what a pose can reach is copied to the device: depth first, so that it is filtered while the
-host packs the colours. Packing takes longer than the device needs for what it could do beside the
-copies, so they need no stream of their own. The CUDA graph is the refiner's alone.
+Only what a pose can reach is copied to the device. It reads images in page-locked memory where
+they are (page_locked.py); of others the host packs that part: depth first, so that it is filtered
+while the host packs the colours. Packing takes longer than the device needs for what it could do
+beside the copies, so they need no stream of their own. The CUDA graph is the refiner's alone.
 """
 
 from __future__ import annotations
@@ -20,17 +21,22 @@ from ..datatypes import CameraIntrinsics, Frame
 from ..runtime.capture import CAPTURING
 from ..runtime.stage_timer import StageTimer
 from ..warp_launch import RecordedLaunch, as_warp, pinned_as_warp
+from . import bus_kernels
 from . import track_kernels as kernels
-from .crop_pass import POSE, CropPass, Crops, PassImages, Refine, views_of
+from .crop_pass import POSE, CropPass, Crops, Given, PassImages, Refine, views_of
 from .depth import erode, smooth, spatial_weights
 from .mesh_bank import MeshBank
+from .page_locked import WORD, device_address
 from .patch import Patch, PoseNumbers, neighbourhood
 
 HEADER = len(kernels.HEADER)
 STEP = 4096  # of launches: a patch that grows by less needs no other one
-WORD = 8  # bytes that a thread fetches
 STEP_WORDS = STEP * 4 // WORD  # of what is fetched
 TIMED = 8  # of so many frames one is timed
+FETCHED_PX = int(bus_kernels.FETCHED_PX)
+IN_PLACE_WORDS = int(bus_kernels.RGB_WORDS), int(bus_kernels.DEPTH_WORDS)  # of so many pixels
+
+Sources = tuple[int, int]  # addresses of colours and depth for the device, 0: it cannot read them
 
 
 class _Staged:
@@ -46,10 +52,11 @@ class _Staged:
         staging = torch.zeros(self._words, dtype=torch.int64, pin_memory=is_cuda)
         words = torch.zeros_like(staging, device=device) if is_cuda else staging
         self._held = (staging, words)
+        self.words = as_warp(words, wp.uint64)
         self.values = staging.numpy().view(torch.empty(0, dtype=dtype).numpy().dtype)
         self.on_device = words.view(dtype)[:count]
-        both = [pinned_as_warp(staging, device, wp.uint64), as_warp(words, wp.uint64)]
-        self._fetch = RecordedLaunch(kernels.fetch, (self._words,), both, device)
+        both = [pinned_as_warp(staging, device, wp.uint64), self.words]
+        self._fetch = RecordedLaunch(bus_kernels.fetch, (self._words,), both, device)
 
     def send(self, count: int, stream: wp.Stream | None) -> None:
         """Bring the first values to the device, asynchronously."""
@@ -92,8 +99,9 @@ class TrackPass:
         self._diameters_m = [float(diameter_m) for diameter_m in diameters_m]
         self._is_cuda = self._device.type == 'cuda'
         pixels = size[0] * size[1]
-        self._header = torch.zeros(HEADER + (POSE + 1) * self._count, pin_memory=self._is_cuda)
-        self._header_values = self._header.numpy()
+        given = self._make_given()
+        self._header, self._addresses = given.header.numpy(), given.addresses.numpy()
+        self._frame: Frame | None = None  # begun: its images may be read in place
         self._rgb = _Staged(3 * pixels, torch.uint8, self._device)
         self._depth = _Staged(pixels, torch.float32, self._device)
         # of bringing a patch there; two events cost the host what launches do
@@ -103,9 +111,17 @@ class TrackPass:
         self._done = torch.cuda.Event() if self._is_cuda else None
         self.filtered = torch.zeros(1, pixels, device=self._device)
         images = PassImages(self._rgb.on_device, self.filtered, size)
-        self._pass = CropPass(bank, diameters_m, crops, images, self._header)
+        self._pass = CropPass(bank, diameters_m, crops, images, given)
+        arrays = [self._pass.tracked, self._rgb.words, self._depth.words]
+        words = (len(self._rgb.words) + len(self._depth.words),)
+        self._fetch = RecordedLaunch(bus_kernels.fetch_in_place, words, arrays, self._device)
         self._results, self._final = self._record_return()
         self._record_filters()
+
+    def _make_given(self) -> Given:
+        header = torch.zeros(HEADER + (POSE + 1) * self._count, pin_memory=self._is_cuda)
+        addresses = torch.zeros(int(kernels.IMAGES), dtype=torch.int64, pin_memory=self._is_cuda)
+        return Given(header, addresses)
 
     def _record_filters(self) -> None:
         pixels = self.size[0] * self.size[1]
@@ -128,7 +144,9 @@ class TrackPass:
         if self._is_cuda:
             words = found.view(torch.float32), arrived.view(torch.float32)
             both = [as_warp(words[0]), pinned_as_warp(words[1], self._device)]
-            self._return = RecordedLaunch(kernels.give_back, (len(words[0]),), both, self._device)
+            self._return = RecordedLaunch(
+                bus_kernels.give_back, (len(words[0]),), both, self._device
+            )
         results, final = views_of(arrived)
         return results.numpy(), final.numpy()
 
@@ -141,12 +159,24 @@ class TrackPass:
         """
         n = len(objects)
         self._open()
+        sources = self._sources_in(frame)
         diameters_m = [self._diameters_m[index] for index in objects]
         patch = neighbourhood(camera_from_centered, frame.intrinsics, diameters_m)
+        if any(sources):
+            patch = patch.in_steps(FETCHED_PX)
         self._pass.use_current_stream()
         self._fill_header(frame.intrinsics, patch, camera_from_centered, objects)
         self._pass.start(n)
-        self._send(frame, patch)
+        (self._bring if self._is_cuda else self._take)(frame, patch, sources, n)
+
+    def _sources_in(self, frame: Frame) -> Sources:
+        """Note which of the images the device can read in place."""
+        self._frame = frame
+        sources = (0, 0)
+        if self._is_cuda and self.size[1] % FETCHED_PX == 0:
+            sources = device_address(frame.rgb), device_address(frame.depth_m)
+        self._addresses[:] = sources
+        return sources
 
     def _open(self) -> None:
         """Begin anew; what a pass left that came to no end is waited for and put away."""
@@ -164,7 +194,7 @@ class TrackPass:
         camera_from_centered: Sequence[PoseNumbers],
         objects: Sequence[int],
     ) -> None:
-        n, values = len(objects), self._header_values
+        n, values = len(objects), self._header
         values[: HEADER + POSE * n] = [
             k.fx, k.fy, k.cx, k.cy, k.width, k.height, patch.x, patch.y, patch.width, patch.height,
             *chain.from_iterable(camera_from_centered),
@@ -172,18 +202,41 @@ class TrackPass:
         first = HEADER + POSE * self._count
         values[first : first + n] = objects
 
-    def _send(self, frame: Frame, patch: Patch) -> None:
-        """Bring the patch to the device and filter its depth there."""
-        if self._is_cuda:
-            with self.timer:  # the filters run in between, in less time than packing takes
-                self._send_depth(frame, patch)
-                self._filter(patch)
-                self._send_colors(frame, patch)
+    def _bring(self, frame: Frame, patch: Patch, sources: Sources, n: int) -> None:
+        """Bring the patch to the device; draw n poses and filter its depth there.
+
+        What is read in place first, so that the device is busy while the host goes on. With what
+        is packed it draws and filters in between, in less time than that takes.
+        """
+        if all(sources):
+            with self.timer:
+                self._fetch_in_place(patch, sources)
+            self._pass.draw(n)
+            self._filter(patch)
             return
+        with self.timer:
+            if any(sources):
+                self._fetch_in_place(patch, sources)
+            self._pass.draw(n)
+            if not sources[1]:
+                self._send_depth(frame, patch)
+            self._filter(patch)
+            if not sources[0]:
+                self._send_colors(frame, patch)
+
+    def _take(self, frame: Frame, patch: Patch, _: Sources, n: int) -> None:
+        """Do the same on a CPU."""
+        self._pass.draw(n)
         with self.timer:
             self._send_depth(frame, patch)
             self._send_colors(frame, patch)
         self._filter(patch)
+
+    def _fetch_in_place(self, patch: Patch, sources: Sources) -> None:
+        along = sum(words for words, source in zip(IN_PLACE_WORDS, sources, strict=True) if source)
+        words = along * (patch.pixels // FETCHED_PX)
+        most = len(self._rgb.words) + len(self._depth.words)
+        self._fetch((in_steps(words, most, STEP_WORDS),), self._pass.stream)
 
     def _send_depth(self, frame: Frame, patch: Patch) -> None:
         packed = self._depth.values[: patch.pixels].reshape(patch.height, patch.width)
@@ -219,7 +272,7 @@ class TrackPass:
             self._return((len(self._pass.found) // 4,), self._pass.stream)
             self._done.record(current_stream(self._device))
             self._done.synchronize()
-        self._is_open = False
+        self._is_open, self._frame = False, None
         return Tracked(self._results[:n].copy(), self._final[:n].copy())
 
 

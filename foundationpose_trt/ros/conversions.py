@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+from collections.abc import Callable
 from typing import Any
 
 import cv2
@@ -37,6 +38,7 @@ SINGLE_CHANNEL_TYPES = {
     'mono8': 'u1', '8UC1': 'u1', '8SC1': 'i1', 'mono16': 'u2', '16UC1': 'u2', '16SC1': 'i2',
     '32SC1': 'i4', '32FC1': 'f4', '64FC1': 'f8',
 }  # fmt: skip
+EmptyImage = Callable[[tuple[int, ...], Any], np.ndarray]  # of a shape and a numpy dtype
 DEPTH_ENCODINGS = ('16UC1', 'mono16', '32FC1', '64FC1')
 
 
@@ -50,18 +52,23 @@ def stamp_message(nanoseconds: int) -> Time:
     return Time(sec=nanoseconds // NS_PER_S, nanosec=nanoseconds % NS_PER_S)
 
 
-def rgb_array(message: Image) -> np.ndarray:
+def rgb_array(message: Image, empty: EmptyImage = np.empty) -> np.ndarray:
     """Return the pixels, (H, W, 3) uint8, R G B order.
 
-    rgb8 is a view of the message's buffer (rows may be padded), all else a copy. Raises
-    RejectedMessage for an encoding that neither this module nor an installed library reads.
+    rgb8 is a view of the message's buffer (rows may be padded), all else a copy, which `empty`
+    makes room for. Raises RejectedMessage for an encoding that neither this module nor an
+    installed library reads.
     """
     layout = COLOR_LAYOUTS.get(message.encoding)
     if layout is None:
         return color_by_library(message)
     channels, conversion = layout
     pixels = pixel_view(message, np.dtype('u1'), channels)
-    return pixels if conversion is None else cv2.cvtColor(pixels, conversion)
+    if conversion is None:
+        return pixels
+    rgb = empty((message.height, message.width, 3), np.uint8)
+    cv2.cvtColor(pixels, conversion, dst=rgb)
+    return rgb
 
 
 def color_image(message: Image) -> ColorImage:
@@ -80,11 +87,14 @@ def color_image(message: Image) -> ColorImage:
         ) from error
 
 
-def depth_m_array(message: Image, metres_per_unit: float = METRES_PER_16UC1) -> np.ndarray:
+def depth_m_array(
+    message: Image, metres_per_unit: float = METRES_PER_16UC1, empty: EmptyImage = np.empty
+) -> np.ndarray:
     """Return depth, (H, W) float32, metres, 0 = invalid (NaN, infinite and negative become 0).
 
     16UC1 and mono16 are multiplied by metres_per_unit; 32FC1 and 64FC1 are metres (REP 118).
-    A 32FC1 image without invalid pixels is a view of the message's buffer.
+    A 32FC1 image without invalid pixels is a view of the message's buffer; for all else `empty`
+    makes room.
     """
     if message.encoding not in DEPTH_ENCODINGS:
         raise RejectedMessage(
@@ -94,10 +104,16 @@ def depth_m_array(message: Image, metres_per_unit: float = METRES_PER_16UC1) -> 
         )
     values = _single_channel(message)
     if values.dtype.kind == 'u':
-        return values.astype(np.float32) * np.float32(metres_per_unit)
+        metres, unit_m = empty(values.shape, np.float32), np.float32(metres_per_unit)
+        return np.multiply(values, unit_m, out=metres, dtype=np.float32)
     depth_m = values.astype(np.float32, copy=False)
-    invalid = ~(np.isfinite(depth_m) & (depth_m > 0))
-    return np.where(invalid, np.float32(0), depth_m) if invalid.any() else depth_m
+    valid = np.isfinite(depth_m) & (depth_m > 0)
+    if valid.all():
+        return depth_m
+    metres = empty(depth_m.shape, np.float32)
+    metres.fill(0)
+    np.copyto(metres, depth_m, where=valid)
+    return metres
 
 
 def mask_array(message: Image, label: int = 0) -> np.ndarray:
@@ -162,13 +178,19 @@ def doubt_of_camera_info(message: CameraInfo) -> str:
 
 
 def frame_from_messages(
-    image: Image, depth: Image, intrinsics: CameraIntrinsics, metres_per_unit: float
+    image: Image,
+    depth: Image,
+    intrinsics: CameraIntrinsics,
+    metres_per_unit: float,
+    empty: EmptyImage = np.empty,
 ) -> Frame:
     """Return one RGB-D frame with the image's stamp and frame_id, both untouched.
 
+    empty: makes room for what is converted, where the estimator reads it best.
+
     Raises RejectedMessage when an encoding is unknown or the sizes disagree.
     """
-    rgb, depth_m = rgb_array(image), depth_m_array(depth, metres_per_unit)
+    rgb, depth_m = rgb_array(image, empty), depth_m_array(depth, metres_per_unit, empty)
     try:
         return Frame(rgb, depth_m, intrinsics, stamp_ns(image.header.stamp), image.header.frame_id)
     except ValueError as error:

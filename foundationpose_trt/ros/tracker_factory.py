@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from foundationpose_trt.datatypes import CameraIntrinsics, require
 from foundationpose_trt.pose.backends import Progress, open_engines
 from foundationpose_trt.pose.estimator import (
@@ -23,6 +25,7 @@ from foundationpose_trt.pose.symmetry import symmetry_rotations
 from foundationpose_trt.pose.tracker import TrackerSettings
 from foundationpose_trt.pose.weights import load_networks
 from foundationpose_trt.ros.build_choices import backend_choice, choose_device, naming
+from foundationpose_trt.ros.conversions import EmptyImage
 from foundationpose_trt.ros.runtime_figures import gpu_memory, graph_figures
 from foundationpose_trt.ros.tracker_parameters import ObjectParameters, TrackerParameters
 
@@ -50,7 +53,8 @@ class BuiltTracker:
 
     warm_up: must run once before the first frame. apply: puts live parameters in force, between
     two frames. labels: values of the objects in the segmentation. runtime: figures for the
-    summary. upload_ms: of the frame before, None when there is none.
+    summary. upload_ms: of the frame before, None when there is none. empty_image: makes arrays for
+    the images of frames, of a shape and a numpy dtype.
     """
 
     group: Any
@@ -60,6 +64,7 @@ class BuiltTracker:
     apply: Callable[[TrackerParameters], None] = lambda parameters: None
     runtime: Callable[[], dict[str, Any]] = dict
     upload_ms: Callable[[], float | None] = lambda: None
+    empty_image: EmptyImage = np.empty
 
 
 def build_tracker(
@@ -90,6 +95,7 @@ def build_tracker(
     return BuiltTracker(
         group, objects, estimator.warm_up, f'{described(meshes)}; {by}', apply,
         lambda: runtime_figures(estimator, engines.explanation), estimator.upload_ms,
+        estimator.empty_image,
     )  # fmt: skip
 
 

@@ -259,8 +259,9 @@ class TrackerWork:
             return self._converted[1]  # tracked in just now, now to be registered from
         try:
             frame = conversions.frame_from_messages(
-                frames.image, frames.depth, job.intrinsics, self._node.parameters.depth_unit_m
-            )
+                frames.image, frames.depth, job.intrinsics, self._node.parameters.depth_unit_m,
+                self.built.empty_image,
+            )  # fmt: skip
         except RejectedMessage as error:
             self._node.reject(error)
             return None

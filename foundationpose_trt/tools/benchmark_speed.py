@@ -27,11 +27,13 @@ from .eager_pipeline import EagerPipeline
 from .estimator_options import SCHEDULES
 from .rungs import Rung
 from .speed_measures import (
+    PAGE_LOCKED,
     TOGETHER,
     Call,
     PeakMemory,
     accuracy,
     is_worse,
+    page_locked,
     spread,
     timed_frame,
     timings,
@@ -284,8 +286,8 @@ def _tracking(setting: Setting, height: int) -> dict[str, Call]:
     mesh = make_object(FIRST_VIEW_SEED)
     one, several = setting.make(mesh), setting.make(*[mesh] * TOGETHER)
     return {
-        'one object': _track_call(one, mesh, height),
-        f'{TOGETHER} objects': _track_call(several, mesh, height, TOGETHER),
+        'one object': _track_calls(one, mesh, height)[0],
+        f'{TOGETHER} objects': _track_calls(several, mesh, height, TOGETHER)[0],
     }
 
 
@@ -296,26 +298,41 @@ def _registering(setting: Setting, height: int) -> dict[str, Call]:
 
 def _track_row(setting: Setting, options: argparse.Namespace, tasks: list[PoseTask]) -> Row:
     mesh, repeats, (first, *others) = tasks[0].mesh, options.repeats, options.heights
-    runner, sizes = setting.make(mesh), {}
-    for height in others:
-        (sizes[height],) = timings(_track_call(runner, mesh, height), repeats=repeats)
-    one = _track_call(runner, mesh, first)
-    one()
+    runner = setting.make(mesh)
+    one = _track_calls(runner, mesh, first)
+    one[0]()
     row: Row = setting.memory.figures(setting.networks)
-    if setting.eager:  # that takes one after the other
-        (sizes[first],) = timings(one, repeats=repeats)
-    else:
-        together = _track_call(setting.make(*[mesh] * TOGETHER), mesh, first, TOGETHER)
-        sizes[first], row['together'] = timings(one, together, repeats=repeats)
-    row['sizes'] = {height: sizes[height] for height in options.heights}
+    larger = {h: timings(*_track_calls(runner, mesh, h), repeats=repeats) for h in others}
+    several = []
+    if not setting.eager:  # that takes one after the other
+        several = _track_calls(setting.make(*[mesh] * TOGETHER), mesh, first, TOGETHER)
+    found = timings(*one, *several, repeats=repeats)
+    by_height, together = {first: found[: len(one)], **larger}, found[len(one) :]
+    for way in range(len(one)):
+        figures: Row = {'sizes': {height: each[way] for height, each in by_height.items()}}
+        if together:
+            figures['together'] = together[way]
+        row |= {PAGE_LOCKED: figures} if way else figures
     return {**row, **accuracy(tasks, _tracked_poses(setting, tasks))}
 
 
-def _track_call(runner: Fast | Eager, mesh: ObjectMesh, height: int, count: int = 1) -> Call:
-    """Return a call that tracks one object of a timed frame, or several all over it."""
+def _track_calls(
+    runner: Fast | Eager, mesh: ObjectMesh, height: int, count: int = 1
+) -> list[Call]:
+    """Return calls that track one object of a timed frame, or several all over it.
+
+    Of images in ordinary memory, then, where that makes a difference, in page-locked.
+    """
     frame, pose, _ = timed_frame(height, mesh)
     poses = [pose] if count == 1 else spread(frame, pose, mesh)
-    return lambda: runner.track(_again(frame), poses)
+    frames = [frame]
+    if torch.cuda.is_available() and isinstance(runner, Fast):
+        frames.append(page_locked(frame))
+    return [partial(_track_again, runner, frame, poses) for frame in frames]
+
+
+def _track_again(runner: Fast | Eager, frame: Frame, poses: Sequence[np.ndarray]) -> object:
+    return runner.track(_again(frame), poses)
 
 
 def _register_call(runner: Fast | Eager, mesh: ObjectMesh, height: int) -> Call:

@@ -12,6 +12,7 @@ import torch
 
 from ..datatypes import CameraIntrinsics, Frame
 from ..pose.mesh import ObjectMesh
+from ..pose.page_locked import page_locked_empty
 from ..pose.weights import PoseNetworks
 from ..runtime.graph_cache import flush_allocator
 from ..scenes.metrics import auc, pose_errors
@@ -21,6 +22,7 @@ FEWEST, LIMIT_S = 3, 5.0  # repeats of slow calls, and how long others may take
 AWAY_DIAMETERS = 3.0  # where the object of the timed frames is
 FOCAL_WIDTHS = 0.94  # focal length over image width: 56 degrees across
 TOGETHER = 8
+PAGE_LOCKED = 'page_locked'  # key of a row's figures of images in such memory
 SPREAD = (4, 2)  # columns and rows of objects that are tracked together, over the image
 TURNS, SETTLING = 5, 3  # of calls that are compared, and calls at each that do not count
 MANY = 100  # samples, of which the 99th percentile is not just the largest
@@ -80,6 +82,15 @@ def timed_frame(height: int, mesh: ObjectMesh) -> tuple[Frame, np.ndarray, np.nd
     reach = int(k.fx / AWAY_DIAMETERS / 3)
     mask[height // 2 - reach : height // 2 + reach, width // 2 - reach : width // 2 + reach] = True
     return frame, centered @ mesh.centered_from_object, mask
+
+
+def page_locked(frame: Frame) -> Frame:
+    """Return the frame with its images in page-locked memory, where a GPU reads them in place."""
+    images = []
+    for image in (frame.rgb, frame.depth_m):
+        images.append(page_locked_empty(image.shape, image.dtype))
+        images[-1][...] = image
+    return Frame(images[0], images[1], frame.intrinsics, frame.stamp_ns, frame.frame_id)
 
 
 def spread(frame: Frame, pose: np.ndarray, mesh: ObjectMesh) -> list[np.ndarray]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .speed_measures import TOGETHER
+from .speed_measures import PAGE_LOCKED, TOGETHER
 
 Row = dict[str, Any]
 Table = tuple[str, list[str], list[list[Any]]]
@@ -14,17 +14,8 @@ def speed_tables(content: dict[str, Any]) -> list[Table]:
     """Lay the figures out: latencies with pose errors beside them, then the GPU's timeline."""
     rows = [row for row in content['rows'] if 'failed' not in row]
     heights = list(rows[0]['sizes'])
-    keys = {'p50': 'p50_ms', 'p99': 'p99_ms', 'max': 'max_ms', 'CPU': 'cpu_ms'}
-    table = [
-        [row['name'], *[row['sizes'][h][key] for h in heights for key in keys.values()]]
-        for row in rows
-    ]
     tables: list[Table] = [
-        (
-            f'{content["weights"]}, ms from images to pose',
-            ['', *[f'{word}, {height}p' for height in heights for word in keys]],
-            table,
-        ),
+        _latencies(f'{content["weights"]}, ms from images to pose', heights, rows),
         (
             f'errors of {content["views"]} views',
             ['', 'ADD-S AUC', 'ADD AUC', 'rotation, deg', 'translation, mm'],
@@ -37,17 +28,37 @@ def speed_tables(content: dict[str, Any]) -> list[Table]:
     return tables
 
 
-def _more_tables(rows: list[Row], height: Any) -> list[Table]:
-    """Many objects, memory, and the GPU's timeline, where there are any."""
-    tables: list[Table] = []
-    if any('together' in row for row in rows):
-        lines = [
-            [row['name'], row['sizes'][height]['p50_ms'], row['together']['p50_ms']]
+def _latencies(title: str, heights: list[Any], rows: list[Row]) -> Table:
+    keys = {'p50': 'p50_ms', 'p99': 'p99_ms', 'max': 'max_ms', 'CPU': 'cpu_ms'}
+    columns = ['', *[f'{word}, {height}p' for height in heights for word in keys]]
+    return (
+        title,
+        columns,
+        [
+            [row['name'], *[row['sizes'][h][key] for h in heights for key in keys.values()]]
             for row in rows
-            if 'together' in row
-        ]
-        title = f'objects in one batch, p50 in ms, {height}p'
-        tables.append((title, ['', '1 object', f'{TOGETHER} objects'], lines))
+        ],
+    )
+
+
+def _together(title: str, height: Any, rows: list[Row]) -> list[Table]:
+    lines = [
+        [row['name'], row['sizes'][height]['p50_ms'], row['together']['p50_ms']]
+        for row in rows
+        if 'together' in row
+    ]
+    title = f'{title}, p50 in ms, {height}p'
+    return [(title, ['', '1 object', f'{TOGETHER} objects'], lines)] if lines else []
+
+
+def _more_tables(rows: list[Row], height: Any) -> list[Table]:
+    """Many objects, images in place, memory, and the GPU's timeline, where there are any."""
+    tables = _together('objects in one batch', height, rows)
+    in_place = [{'name': r['name'], **r[PAGE_LOCKED]} for r in rows if PAGE_LOCKED in r]
+    if in_place:
+        where = 'images in page-locked memory'
+        tables.append(_latencies(f'ms, {where}', list(in_place[0]['sizes']), in_place))
+        tables += _together(f'objects in one batch, {where}', height, in_place)
     if any('memory_mb' in row for row in rows):
         lines = [[row['name'], row['memory_mb'], row['weights_mb']] for row in rows]
         tables.append(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from ..pose import track_kernels
+from ..pose import bus_kernels, track_kernels
 from ..pose.crops import sample_observed
 from ..pose.depth import erode, smooth
 from ..pose.raster_kernels import rasterize, shade_network_input
@@ -20,8 +20,9 @@ OURS = [
     track_kernels.move,
     track_kernels.write_crops,
     track_kernels.count_evidence,
-    track_kernels.fetch,
-    track_kernels.give_back,
+    bus_kernels.fetch,
+    bus_kernels.fetch_in_place,
+    bus_kernels.give_back,
     erode,
     smooth,
     rasterize,
@@ -61,4 +62,5 @@ def stage_of(key: str) -> str:
         if key.startswith(start):
             return name
     # Warp's kernels are called after the functions, with a hash behind
-    return next((k.func.__name__ for k in OURS if key.startswith(k.func.__name__)), NETWORKS)
+    names = [k.func.__name__ for k in OURS if key.startswith(k.func.__name__)]
+    return max(names, key=len, default=NETWORKS)
