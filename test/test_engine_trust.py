@@ -26,7 +26,7 @@ class Engines:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **tolerance: object) -> None:
         self.tolerance: dict[str, dict[str, object]] = {}
-        self.precision = 'fp32'
+        self.precision, self.output = 'fp32', 'image'
         self.first, self.found, self.compared, self.writable = tolerance, RIGHT, [], True
         monkeypatch.setattr(backends, 'require_serves', lambda *_: None)
         monkeypatch.setattr(backends, 'TensorRtEngine', self._open)
@@ -36,8 +36,9 @@ class Engines:
     def _open(self, plan: Path, *_: object, **__: object) -> SimpleNamespace:
         tolerance = self.tolerance.setdefault(plan.stem, dict(self.first))
         manifest = SimpleNamespace(
-            tolerance=tolerance, batches=(1, 8, 64, 126), any_batch=True, precision=self.precision
-        )
+            tolerance=tolerance, batches=(1, 8, 64, 126), any_batch=True, precision=self.precision,
+            outputs=(SimpleNamespace(name=self.output),),
+        )  # fmt: skip
         return SimpleNamespace(
             name=plan.name, plan=plan, manifest=manifest, inputs=(), outputs=(), device=None,
             graphable=True, warm_up_runs=1,
@@ -145,6 +146,17 @@ def test_engines_of_weights_that_were_replaced_are_refused(monkeypatch, tmp_path
     manifest.unlink()  # nothing tells; what was compared with these weights still counts
     open_engines(networks, choice)
     assert engines.compared == BOTH
+
+
+def test_an_engine_of_a_version_that_had_more_in_it_is_refused(networks, choice, monkeypatch):
+    """Until format 6 the positional code was in it, which would be added twice."""
+    engines = Engines(monkeypatch)
+    engines.output = 'trunk'
+    with pytest.raises(
+        ValueError, match=r'refiner_trunk.engine gives trunk, not image: .*again: `foundationpose'
+    ):
+        open_engines(networks, choice)
+    assert engines.compared == []
 
 
 def test_an_engine_in_integers_serves_no_other_precision(networks, choice, monkeypatch):

@@ -9,7 +9,7 @@ import warp as wp
 
 from foundationpose_trt.pose import heads as heads_module
 from foundationpose_trt.pose.head_kernels import head_kernels
-from foundationpose_trt.pose.heads import ExtractorHead, RefinerHeads
+from foundationpose_trt.pose.heads import ExtractorHead, PositionalCode, RefinerHeads
 from foundationpose_trt.pose.networks import RefineNet, ScoreNet
 
 WIDTHS = (0.0625, 0.25)
@@ -39,9 +39,10 @@ def image_of(count: int, width: float, layout: torch.memory_format) -> torch.Ten
     return image.contiguous(memory_format=layout)
 
 
-def tokens_of(image: torch.Tensor) -> torch.Tensor:
-    """Token 20 * row + column, one by one."""
-    return torch.stack([image[:, :, k // 20, k % 20] for k in range(400)], 1).float()
+def tokens_of(state: rig.State, image: torch.Tensor) -> torch.Tensor:
+    """Token 20 * row + column, one by one, and the code of its place."""
+    tokens = torch.stack([image[:, :, k // 20, k % 20] for k in range(400)], 1).float()
+    return tokens + state['pos_embed.pe']
 
 
 def outputs(count: int, *sizes: int, device: str) -> list[torch.Tensor]:
@@ -68,7 +69,7 @@ def test_both_heads_of_a_refiner(device, dtype, width, count, layout):
     found = outputs(count, 3, 3, device=device)
     heads(image.to(device), *found)
     for value, name in zip(found, ('trans_head', 'rot_head'), strict=True):
-        assert_near(value, rig.head(state, name, tokens_of(image)), TOLERANCES[dtype])
+        assert_near(value, rig.head(state, name, tokens_of(state, image)), TOLERANCES[dtype])
 
 
 @cases
@@ -78,8 +79,21 @@ def test_the_end_of_the_extractor(device, dtype, width):
     image = image_of(7, width, torch.channels_last).to(dtype)
     (found,) = outputs(7, int(512 * width), device=device)
     ExtractorHead(network, dtype)(image.to(device), found)
-    wanted = rig.attention(state, 'att', tokens_of(image)).mean(1)
+    wanted = rig.attention(state, 'att', tokens_of(state, image)).mean(1)
     assert_near(found, wanted, TOLERANCES[dtype])
+
+
+@cases
+@widths
+def test_the_code_is_added_as_torch_adds_it_and_the_trunk_stays(device, dtype, width):
+    network = made('scorer', width, device)
+    image = image_of(3, width, torch.channels_last).to(device, dtype)
+    kept, code = image.clone(), network.pos_embed.pe[0].to(dtype)
+    for _ in range(2):
+        found = PositionalCode(network.pos_embed, dtype)(image)
+        wanted = image.permute(0, 2, 3, 1).reshape(3, 400, -1) + code
+        assert found.dtype == dtype and torch.equal(found, wanted)
+    assert torch.equal(image, kept)
 
 
 @pytest.mark.parametrize('value', [torch.nan, torch.inf])
@@ -117,12 +131,12 @@ def test_channels_that_do_not_come_in_fours_are_refused():
 def test_the_kernels_compile_for_a_gpu_and_keep_rows_in_registers(tmp_path, channels):
     """Also where there is none: sums over the lanes are made by shuffles, nothing spills."""
     kernels = head_kernels(channels, True, True)
-    for name in ('add_norm', 'norm_sums', 'add_relu', 'last'):
+    for name in ('add_code', 'add_norm', 'norm_sums', 'add_relu', 'last'):
         module = getattr(kernels, name).module
         wp.compile_aot_module(module, arch=80, module_dir=tmp_path / name, use_ptx=True)
         (file,) = (tmp_path / name).glob('*.ptx')
         code = file.read_text(errors='replace')
-        assert ('shfl.sync' in code) == (name != 'add_relu')
+        assert ('shfl.sync' in code) == (name not in ('add_code', 'add_relu'))
         assert 'activemask' not in code, 'it tells who happens to run together'
         assert 'ld.global.u64' in code or name == 'last'
         assert 'ld.local' not in code and 'st.local' not in code

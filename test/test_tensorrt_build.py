@@ -355,7 +355,7 @@ def test_the_tool_goes_from_weights_to_engines(tmp_path, precision):
         assert manifest.precision == (precision if kind == 'refiner_trunk' else 'fp16')
         assert manifest.batches == (1, 8, 64, 126)
         outputs = [(s.name, s.shape, s.dtype) for s in manifest.outputs]
-        assert outputs == [('trunk', (-1, 32, 20, 20), torch.float16)]
+        assert outputs == [('image', (-1, 32, 20, 20), torch.float16)]
     before = plans[TRUNKS[0]].stat().st_mtime_ns
     assert tool_run(*words, '--precision', precision, '--if-needed') == 0
     assert plans[TRUNKS[0]].stat().st_mtime_ns == before

@@ -29,7 +29,7 @@ def joined(networks: PoseNetworks, kind: str, form: str) -> JoinedEngine:
     """What backends makes of a TensorRT engine, which writes its output pixel by pixel."""
     float32, last = torch.float32, torch.channels_last
     crops = [TensorSpec(name, (BATCH, 6, 160, 160), float32) for name in ('inputA', 'inputB')]
-    between = [TensorSpec('trunk', (BATCH, 128, 20, 20), float32, last)]
+    between = [TensorSpec('image', (BATCH, 128, 20, 20), float32, last)]
     trunk = typed_network(networks, f'{kind}_trunk', 'fp32', form)
 
     def written(*halves: torch.Tensor) -> torch.Tensor:

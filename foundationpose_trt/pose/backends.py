@@ -38,6 +38,7 @@ from .crops import CROP_PX, OBSERVED, RENDERED
 from .export import (
     APART,
     FUSED,
+    OUTPUTS,
     QUANTIZED,
     TRUNKS,
     UNTYPED,
@@ -148,6 +149,7 @@ def _automatic_on_cuda(networks: PoseNetworks, choice: BackendChoice) -> tuple[s
     def check(plan: Path, platform: Platform) -> None:
         remedy = build_command(networks, choice, platform.backend)
         check_engine(plan, platform, remedy=remedy)
+        require_outputs(plan, read_manifest(plan, remedy), remedy)
         # plan_path() names engines and puts each back end's into a folder of its own
         expected = onnx_path(networks, plan.stem, choice, platform.backend)
         require_same_weights(networks, plan, source_of(plan, expected), remedy)
@@ -155,6 +157,19 @@ def _automatic_on_cuda(networks: PoseNetworks, choice: BackendChoice) -> tuple[s
     may_build = choice.build and is_exportable(networks)
     backend, reason = fitting_tensorrt(plans_of, networks.device, may_build, check)
     return backend or 'torch', reason
+
+
+def require_outputs(plan: Path, manifest: EngineManifest, remedy: str) -> None:
+    """Raise ValueError where a trunk's engine gives other outputs than those of today.
+
+    plan: <kind>.engine.
+    """
+    given, wanted = tuple(spec.name for spec in manifest.outputs), OUTPUTS[plan.stem]
+    require(
+        given == wanted,
+        f'{plan} gives {", ".join(given)}, not {", ".join(wanted)}: it was built by another'
+        f' version; build it again: {remedy}',
+    )
 
 
 def require_same_weights(
@@ -354,6 +369,7 @@ class _Plans:
             source = source_of(plan, expected)
             require_same_weights(self.networks, plan, source, remedy)
         engine = TensorRtEngine(plan, self.networks.device, source, workspace, remedy=remedy)
+        require_outputs(plan, engine.manifest, remedy)
         require(
             (engine.manifest.precision == INT8) == (precision_of(self.networks, kind) == INT8),
             f'{plan} is {engine.manifest.precision}: build it again: {remedy}',

@@ -50,8 +50,8 @@ OUTPUTS = {
     'refiner': ('trans', 'rot'),
     'scorer': ('score_logit',),
     'extractor': ('features',),  # the scorer up to its ranking, for hypotheses in several batches
-    'refiner_trunk': ('trunk',),  # up to its attention (heads.py has the rest)
-    'extractor_trunk': ('trunk',),
+    'refiner_trunk': ('image',),  # its convolutions (heads.py has the rest)
+    'extractor_trunk': ('image',),
 }
 WEIGHTS_OF = {
     'refiner': 'refiner',
@@ -149,7 +149,7 @@ def onnx_model(
     batch: fixed number of crop pairs, or None for any. form: as typed_network takes it. Inputs
     inputA (rendered) and inputB (observed), (batch, 6, 160, 160) of type_of(...); outputs float32:
     trans and rot, (batch, 3), or score_logit, (batch,), or features, (batch, d); or of that type
-    trunk, (batch, d, 20, 20). Every tensor in the file carries its type, checked.
+    image, (batch, d, 20, 20). Every tensor in the file carries its type, checked.
     Raises ValueError for other words, batch < 1, weights too large for fp16, and when the
     package `onnx` is absent.
     """
@@ -269,7 +269,7 @@ def export_request(
     told = sha256_of(source)
     scales = {'scales': read_scales(resolve_folder(weights), told)} if precision == INT8 else {}
     return {
-        'format': 5,
+        'format': 6,
         'kind': kind,
         'precision': precision,
         'form': form,

@@ -25,15 +25,17 @@ class HeadKernels:
     """Kernels for tokens of d channels; a launch has a ROWSth of the rows, and lanes.
 
     Rows (R, d / 4) are of words: uint64 of half precision, vec4 of single; parameters are of vec4.
-    add_norm: layer norm of tokens (R, d) + product (G * R, d) + bias; norm (3, G, d): these
-    biases, and the norm's scales and shifts. add_relu: of a product and a bias (G, d), in its
-    place. norm_sums: of the layer norm of tokens (G * R, d) + product + bias, without scale and
-    shift, products with the rows of weight (G, 3, d), summed over ROWS tokens. last: with one row
-    per head and crop, from these sums (G * N, 3, 400 / ROWS) their mean and the bias, of the first
-    head to trans, of the second to rot.
+    add_code: of crops (N, 400 * d / 4) and a code (1, 400 * d / 4), in words, their sum; a launch
+    has all words. add_norm: layer norm of tokens (R, d) + product (G * R, d) + bias; norm
+    (3, G, d): these biases, and the norm's scales and shifts. add_relu: of a product and a bias
+    (G, d), in its place. norm_sums: of the layer norm of tokens (G * R, d) + product + bias,
+    without scale and shift, products with the rows of weight (G, 3, d), summed over ROWS tokens.
+    last: with one row per head and crop, from these sums (G * N, 3, 400 / ROWS) their mean and the
+    bias, of the first head to trans, of the second to rot.
     """
 
     lanes: int
+    add_code: wp.Kernel
     add_norm: wp.Kernel
     add_relu: wp.Kernel
     norm_sums: wp.Kernel
@@ -89,8 +91,9 @@ def head_kernels(channels: int, is_half: bool, on_cuda: bool) -> HeadKernels:
     lanes = math.gcd(LANES, channels // 4) if on_cuda else 1
     parts = _parts(channels, is_half, lanes)
     return HeadKernels(
-        lanes, _add_norm(parts), _add_relu(parts), _norm_sums(parts, lanes), _last(lanes)
-    )
+        lanes, _add_code(is_half), _add_norm(parts), _add_relu(parts), _norm_sums(parts, lanes),
+        _last(lanes),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -110,9 +113,13 @@ class _Parts:
     normalized: wp.Function
 
 
+def _storage(is_half: bool) -> tuple[Any, wp.Function, wp.Function]:
+    """Word of four channels, and the functions from and to their values."""
+    return (wp.uint64, unpacked, packed) if is_half else (wp.vec4, as_it_is, as_it_is)
+
+
 def _parts(channels: int, is_half: bool, lanes: int) -> _Parts:
-    word = wp.uint64 if is_half else wp.vec4
-    unpack, pack = (unpacked, packed) if is_half else (as_it_is, as_it_is)
+    word, unpack, pack = _storage(is_half)
     stride, words = wp.constant(lanes), wp.constant(channels // lanes // 4)
     values = wp.types.vector(length=channels // lanes, dtype=float)
 
@@ -162,6 +169,19 @@ def _normalized(values: Any, channels: int, lanes: int) -> wp.Function:
         return off * (1.0 / wp.sqrt(variance + eps))
 
     return normalized
+
+
+def _add_code(is_half: bool) -> wp.Kernel:
+    word, unpack, pack = _storage(is_half)
+
+    @wp.kernel(module='unique', enable_backward=False)
+    def add_code(
+        tokens: wp.array2d(dtype=word), code: wp.array2d(dtype=word), out: wp.array2d(dtype=word)
+    ):
+        crop, i = wp.tid()
+        out[crop, i] = pack(unpack(tokens[crop, i]) + unpack(code[0, i]))
+
+    return add_code
 
 
 def _add_norm(parts: _Parts) -> wp.Kernel:

@@ -19,7 +19,6 @@ newer ones and a pass for the addition (docs/performance.md).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,8 +26,6 @@ import torch
 from torch import nn
 
 from .networks import HEADS, TOKENS, RefineNet, ResBlock, ScoreNet, input_projections
-
-SIDE = math.isqrt(TOKENS)  # of a trunk's output, as an image
 
 
 def _cast(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -95,13 +92,12 @@ Rewrite = Callable[[nn.Sequential], nn.Sequential]
 
 
 class TypedTrunk(nn.Module):
-    """The part of both networks before attention: two crops of dtype -> (N, d, 20, 20) of it.
+    """The convolutions of both networks: two crops of dtype -> (N, d, 20, 20) of it.
 
-    The positional code is in it. rewrite: makes another stage over both images of the network's
-    (sums_apart, quantized_networks.quantized_stage). Takes parts of the network over.
+    Without the positional code, which heads.py adds. rewrite: makes another stage over both images
+    of the network's (sums_apart, quantized_networks.quantized_stage). Takes parts of the network
+    over.
     """
-
-    code: torch.Tensor  # as an image: the tracer would not fold what makes one of the trunk's
 
     def __init__(
         self, network: RefineNet | ScoreNet, dtype: torch.dtype, rewrite: Rewrite | None = None
@@ -111,10 +107,9 @@ class TypedTrunk(nn.Module):
         if rewrite is not None:
             trunk.encode_both = rewrite(trunk.encode_both)
         self.trunk = trunk.to(dtype)
-        self.register_buffer('code', trunk.code.transpose(1, 2).unflatten(2, (SIDE, SIDE)))
 
     def forward(self, rendered: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
-        return self.trunk.image(rendered, observed) + self.code
+        return self.trunk.image(rendered, observed)
 
 
 class _Attention(nn.Module):
