@@ -18,6 +18,7 @@ from foundationpose_trt.tools import benchmark_speed, cli, speed_measures
 from foundationpose_trt.tools.benchmark_speed import EAGER, register_runners, track_runners
 from foundationpose_trt.tools.speed_measures import (
     TOGETHER,
+    Refreshed,
     accuracy,
     is_worse,
     spread,
@@ -215,6 +216,22 @@ def test_calls_that_are_compared_take_turns():
     order = [name for name, _ in groupby(log)]
     assert order == ['quick', 'slow'] * 6, 'once to see how slow they are, then five turns'
     assert log.count('quick') == 50 + 2 + 20 + 5 * 3
+
+
+def test_what_is_done_before_a_call_does_not_count():
+    log: list[str] = []
+
+    def refresh() -> None:
+        log.append('refresh')
+        end_s = time.process_time() + 0.004
+        while time.process_time() < end_s:
+            pass
+
+    call = Refreshed(lambda: (log.append('call'), time.sleep(0.001)), refresh)
+    (found,) = timings(call, repeats=30)
+    assert found['p50_ms'] < 3.0 and found['cpu_ms'] < 3.0 and found['repeats'] == 30
+    turns = [name for name, _ in groupby(log)]
+    assert turns == ['refresh', 'call'] * (1 + 30 + 5 * 3), 'before each, but for warming up'
 
 
 def test_slow_calls_are_measured_as_often_as_the_time_allows(monkeypatch):

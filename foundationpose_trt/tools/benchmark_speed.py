@@ -31,12 +31,14 @@ from .speed_measures import (
     TOGETHER,
     Call,
     PeakMemory,
+    Refreshed,
     accuracy,
     is_worse,
     page_locked,
     spread,
     timed_frame,
     timings,
+    write_images,
 )
 from .synthetic_trials import FIRST_VIEW_SEED
 from .timeline import timeline
@@ -321,18 +323,17 @@ def _track_calls(
 ) -> list[Call]:
     """Return calls that track one object of a timed frame, or several all over it.
 
-    Of images in ordinary memory, then, where that makes a difference, in page-locked.
+    Of images in ordinary memory; then, where that makes a difference, of images that are written
+    to page-locked memory before each call, as a node's conversion does.
     """
     frame, pose, _ = timed_frame(height, mesh)
     poses = [pose] if count == 1 else spread(frame, pose, mesh)
-    frames = [frame]
+    calls: list[Call] = [lambda: runner.track(_again(frame), poses)]
     if torch.cuda.is_available() and isinstance(runner, Fast):
-        frames.append(page_locked(frame))
-    return [partial(_track_again, runner, frame, poses) for frame in frames]
-
-
-def _track_again(runner: Fast | Eager, frame: Frame, poses: Sequence[np.ndarray]) -> object:
-    return runner.track(_again(frame), poses)
+        there = page_locked(frame)
+        write = partial(write_images, there, frame)
+        calls.append(Refreshed(lambda: runner.track(_again(there), poses), write))
+    return calls
 
 
 def _register_call(runner: Fast | Eager, mesh: ObjectMesh, height: int) -> Call:

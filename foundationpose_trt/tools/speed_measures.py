@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -85,12 +86,15 @@ def timed_frame(height: int, mesh: ObjectMesh) -> tuple[Frame, np.ndarray, np.nd
 
 
 def page_locked(frame: Frame) -> Frame:
-    """Return the frame with its images in page-locked memory, where a GPU reads them in place."""
-    images = []
-    for image in (frame.rgb, frame.depth_m):
-        images.append(page_locked_empty(image.shape, image.dtype))
-        images[-1][...] = image
-    return Frame(images[0], images[1], frame.intrinsics, frame.stamp_ns, frame.frame_id)
+    """Return the frame with room for its images in page-locked memory; write_images fills it."""
+    rgb, depth_m = (page_locked_empty(i.shape, i.dtype) for i in (frame.rgb, frame.depth_m))
+    return Frame(rgb, depth_m, frame.intrinsics, frame.stamp_ns, frame.frame_id)
+
+
+def write_images(frame: Frame, source: Frame) -> None:
+    """Copy the images of another frame into this one's."""
+    np.copyto(frame.rgb, source.rgb)
+    np.copyto(frame.depth_m, source.depth_m)
 
 
 def spread(frame: Frame, pose: np.ndarray, mesh: ObjectMesh) -> list[np.ndarray]:
@@ -110,12 +114,26 @@ def spread(frame: Frame, pose: np.ndarray, mesh: ObjectMesh) -> list[np.ndarray]
 Call = Callable[[], object]
 
 
+@dataclass(frozen=True)
+class Refreshed:
+    """A call before which something else is to be done each time, which does not count."""
+
+    call: Call
+    refresh: Call
+
+    def __call__(self) -> object:
+        """Call it."""
+        return self.call()
+
+
 class _Sampled:
     """A call, how often it is to be measured, and what was measured."""
 
     def __init__(self, call: Call, repeats: int) -> None:
         self._call, self._cpu_s = call, 0.0
+        self._refresh = call.refresh if isinstance(call, Refreshed) else lambda: None
         self._samples_ms: list[float] = []
+        self._refresh()
         call()
         start_s = time.perf_counter()
         call()
@@ -129,13 +147,14 @@ class _Sampled:
         left = round(share * self._repeats) - len(self._samples_ms)
         if left > SETTLING:
             for _ in range(SETTLING):  # another call had its turn
+                self._refresh()
                 self._call()
-        cpu_s = time.process_time()
         for _ in range(left):
-            start_s = time.perf_counter()
+            self._refresh()
+            cpu_s, start_s = time.process_time(), time.perf_counter()
             self._call()
             self._samples_ms.append(1e3 * (time.perf_counter() - start_s))
-        self._cpu_s += time.process_time() - cpu_s
+            self._cpu_s += time.process_time() - cpu_s
 
     def figures(self) -> dict[str, float | None]:
         """Return what timings() gives of a call."""
