@@ -175,6 +175,8 @@ def test_the_timed_object_is_where_the_camera_looks(height):
 def test_kernels_of_a_profile_have_names_of_ours():
     assert stage_of('write_crops_1f2e3d_cuda_kernel_forward') == 'write_crops'
     assert stage_of('start_77_cuda_kernel_forward') == 'start'
+    assert stage_of('fetch_1f2e3d_cuda_kernel_forward') == 'fetch'
+    assert stage_of('fetch_in_place_1f2e3d_cuda_kernel_forward') == 'fetch_in_place'
     assert stage_of('Memcpy HtoD (Pinned -> Device)') == 'copy to the GPU'
     assert stage_of('sm90_xmma_fprop_implicit_gemm') == NETWORKS
 
