@@ -168,8 +168,7 @@ class CropPass:
         self._start = RecordedLaunch(kernels.start, (n,), [tracked], device)
         self._place = RecordedLaunch(kernels.place, (n,), given, device)
         self._draw = RecordedLaunch(rasterize, faces, drawn, device)
-        both = (n, 2 * CROP_PX, CROP_PX)
-        self._write = RecordedLaunch(kernels.write_crops, both, crops, device)
+        self._write = RecordedLaunch(kernels.write_crops, (n, CROP_PX, CROP_PX), crops, device)
         self._count_evidence = RecordedLaunch(kernels.count_evidence, runs, counted, device)
         self._mesh = 0  # that place() was recorded with
 
@@ -197,7 +196,7 @@ class CropPass:
 
     def write(self, n: int) -> Crops:
         """Write the network inputs of the first n poses; views of the buffers."""
-        self._write((n, 2 * CROP_PX, CROP_PX), self.stream)
+        self._write((n, CROP_PX, CROP_PX), self.stream)
         if len(self._halves[0]) != n:
             self._halves = self._crops[0][:n], self._crops[1][:n]
         return self._halves

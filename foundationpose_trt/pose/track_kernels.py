@@ -254,20 +254,13 @@ def write_crops(
     rendered: wp.array4d(dtype=Any),
     observed: wp.array4d(dtype=Any),
 ):
-    """Write both halves of the network's input; leaves the visibility buffer empty.
-
-    The first CROP_PX rows of threads write the rendered half, as many more the observed one.
-    """
-    n, line, i = wp.tid()
-    if line < CROP_PX:
-        packed = visibility[n, line, i]
-        visibility[n, line, i] = EMPTY
-        write_rendered(
-            meshes, tracked.instances, packed, seen.inverse_radius, seen.near_m, n, line, i,
-            rendered,
-        )  # fmt: skip
-        return
-    j = line - CROP_PX
+    """Write both halves of the network's input; leaves the visibility buffer empty."""
+    n, j, i = wp.tid()
+    packed = visibility[n, j, i]
+    visibility[n, j, i] = EMPTY
+    write_rendered(
+        meshes, tracked.instances, packed, seen.inverse_radius, seen.near_m, n, j, i, rendered
+    )
     grid = tracked.grid[n]
     patch = tracked.patch[0]
     size = wp.vec2i(patch[3], patch[2])
