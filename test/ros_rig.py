@@ -54,6 +54,7 @@ class ScriptedGroup:
         self.failure = None
         self.applied = []
         self.resets = 0
+        self.frame = None
 
     def warm_up(self, intrinsics):
         self.warm = intrinsics
@@ -99,6 +100,7 @@ class ScriptedGroup:
     def _take(self, frame, registers):
         assert self.warm is not None, 'a frame came before the warm-up'
         self.seen.append((frame.stamp_ns, registers))
+        self.frame = frame
         if self.hold:
             assert self.permits.acquire(timeout=WAIT_S)
         if self.failure is not None:
@@ -193,7 +195,7 @@ class Rig(Bench):
     def __init__(self, connect=True, objects=(), build=None, **parameters):
         self.names = objects
         self.group = ScriptedGroup(max(1, len(objects)))
-        self.builds = 0
+        self.builds, self.rooms = 0, []
         overrides = [Parameter('mesh_file_path', value='unused.obj')]
         overrides += (
             [Parameter('warm_up_width', value=0)] if 'warm_up_width' not in parameters else []
@@ -216,8 +218,13 @@ class Rig(Bench):
             for k, (name, topic) in enumerate(topics, 1)
         )
         return BuiltTracker(
-            self.group, found, self.group.warm_up, 'a scripted tracker', self.group.applied.append
-        )
+            self.group, found, self.group.warm_up, 'a scripted tracker', self.group.applied.append,
+            empty_image=self._empty_image,
+        )  # fmt: skip
+
+    def _empty_image(self, shape, dtype):
+        self.rooms.append(np.empty(shape, dtype))
+        return self.rooms[-1]
 
     def _connect(self):
         for name in self.names or ['']:

@@ -159,6 +159,21 @@ def test_an_engine_of_a_version_that_had_more_in_it_is_refused(networks, choice,
     assert engines.compared == []
 
 
+def test_an_automatic_choice_passes_over_such_engines(networks, choice, monkeypatch):
+    old = SimpleNamespace(outputs=(SimpleNamespace(name='trunk'),))
+    monkeypatch.setattr(backends, 'check_engine', lambda *_, **__: None)
+    monkeypatch.setattr(backends, 'read_manifest', lambda *_: old)
+
+    def fitting(plans_of, device, may_build, check):
+        for plan in plans_of('tensorrt'):
+            with pytest.raises(ValueError, match='gives trunk, not image'):
+                check(plan, SimpleNamespace(backend='tensorrt'))
+        return None, 'too old'
+
+    monkeypatch.setattr(backends, 'fitting_tensorrt', fitting)
+    assert backends._automatic_on_cuda(networks, choice) == ('torch', 'too old')
+
+
 def test_an_engine_in_integers_serves_no_other_precision(networks, choice, monkeypatch):
     engines = Engines(monkeypatch)
     engines.precision = 'int8'

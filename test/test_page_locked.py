@@ -2,37 +2,36 @@
 
 from __future__ import annotations
 
+import weakref
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 import warp as wp
+from raster_rig import on_devices
 from scene_rig import STARTS, THINGS, TRUTH, scene_of
-from test_track_pass import DIAMETERS_M, ORDER, centered, rows_of, tensor, track_of
+from test_track_pass import DIAMETERS_M, MESHES, ORDER, centered, rows_of, tensor, track_of
 
 from foundationpose_trt.datatypes import Frame
 from foundationpose_trt.pose import track_kernels as kernels
 from foundationpose_trt.pose.bus_kernels import fetch_in_place
+from foundationpose_trt.pose.estimator import PoseEstimator
 from foundationpose_trt.pose.page_locked import device_address, page_locked_empty
 from foundationpose_trt.pose.patch import Patch, neighbourhood
 from foundationpose_trt.pose.track_pass import TrackPass
+from foundationpose_trt.pose.weights import load_networks
 from foundationpose_trt.warp_launch import as_warp, launch
 
 IN_PLACE = {'neither': (), 'colours': ('rgb',), 'depth': ('depth_m',), 'both': ('rgb', 'depth_m')}
 
 
-def page_locked(image: np.ndarray) -> np.ndarray:
-    """A copy in page-locked memory."""
-    copied = page_locked_empty(image.shape, image.dtype)
-    copied[...] = image
-    return copied
-
-
-def frame_with(frame: Frame, names: tuple[str, ...]) -> Frame:
+def frame_with(frame: Frame, names: tuple[str, ...], empty: Any = page_locked_empty) -> Frame:
     """The same frame with some of its images in page-locked memory."""
-    images = {
-        name: page_locked(getattr(frame, name)) if name in names else getattr(frame, name).copy()
-        for name in ('rgb', 'depth_m')
-    }
+    images = {name: getattr(frame, name).copy() for name in ('rgb', 'depth_m')}
+    for name in names:
+        ordinary, images[name] = images[name], empty(images[name].shape, images[name].dtype)
+        images[name][...] = ordinary
     return Frame(**images, intrinsics=frame.intrinsics)
 
 
@@ -146,17 +145,50 @@ def test_an_image_whose_rows_are_no_whole_words_is_packed(frame):
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.gpu
-def test_frames_in_place_may_go_as_soon_as_the_pass_ends(frame):
-    """Their memory is used again at once; a pass under way keeps its frame."""
-    track = track_of('cuda', frame.depth_m.shape)
+@on_devices
+def test_a_pass_keeps_its_frame_until_it_ends(device, frame):
+    """What only it holds is not given to somebody else, who would write into it meanwhile."""
+    empty = page_locked_empty if device == 'cuda' else np.empty
+    track = track_of(device, frame.depth_m.shape)
     plain = crops_and_results(track, frame)
-    for value in range(4):
-        found = crops_and_results(track, frame_with(frame, IN_PLACE['both']))
-        page_locked_empty(frame.rgb.shape, np.uint8)[...] = value
-        page_locked_empty(frame.depth_m.shape, np.float32)[...] = value
-        for one, other in zip(found, plain, strict=True):
-            np.testing.assert_array_equal(one, other)
+    given = frame_with(frame, IN_PLACE['both'], empty)
+    kept = weakref.ref(given)
+    track.begin(given, rows_of(centered(STARTS)), ORDER)
+    del given
+    for like in (frame.rgb, frame.depth_m):
+        empty(like.shape, like.dtype)[...] = 77
+    crops = [half.cpu().numpy().copy() for half in track.write(3)]
+    assert kept() is not None
+    track.move({name: tensor(np.full((3, 3), 0.1), device) for name in ('trans', 'rot')}, 3)
+    for found, wanted in zip([*crops, *track.end(3)], plain, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    assert kept() is None
+
+
+@on_devices
+def test_a_pass_that_came_to_no_end_keeps_its_frame_until_the_next(device, frame):
+    empty = page_locked_empty if device == 'cuda' else np.empty
+    track = track_of(device, frame.depth_m.shape)
+    plain = crops_and_results(track, frame)
+    given = frame_with(frame, IN_PLACE['both'], empty)
+    kept = weakref.ref(given)
+    track.begin(given, rows_of(centered(STARTS)), ORDER)
+    del given
+    assert kept() is not None
+    for found, wanted in zip(crops_and_results(track, frame), plain, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    assert kept() is None
+
+
+@pytest.mark.gpu
+def test_an_estimator_makes_room_that_it_reads_in_place():
+    estimator = PoseEstimator(MESHES, load_networks('small', 'cuda'))
+    assert device_address(estimator.empty_image((480, 640), np.float32)) != 0
+
+
+def test_an_estimator_on_a_cpu_makes_ordinary_room():
+    room = PoseEstimator(MESHES, load_networks('small')).empty_image((48, 64, 3), np.uint8)
+    assert room.shape == (48, 64, 3) and room.dtype == np.uint8 and room.base is None
 
 
 def test_the_neighbourhood_in_steps_stays_in_the_image(frame):

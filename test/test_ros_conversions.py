@@ -252,6 +252,8 @@ def test_frame_keeps_stamp_and_frame_id_and_refuses_other_sizes():
     [
         ('rgb8', np.full((4, 5), 800, np.uint16), ['depth_m']),
         ('bgr8', np.full((4, 5), 0.8, np.float32), ['rgb']),
+        ('rgb8', np.full((4, 5), 0.8, '>f4'), ['depth_m']),
+        ('rgb8', np.full((4, 5), 0.8), ['depth_m']),
         ('bgr8', np.array([[0.8] * 5] * 3 + [[0, -1, np.nan, np.inf, 0.8]]), ['rgb', 'depth_m']),
     ],
 )
@@ -259,13 +261,14 @@ def test_what_is_converted_lies_where_the_caller_wants_it(encoding, depth, made)
     """And says the same as without."""
     image = message(picture(3), encoding)
     name = {'u2': '16UC1', 'f4': '32FC1', 'f8': '64FC1'}[depth.dtype.str[1:]]
+    big_endian = depth.dtype.byteorder == '>'
     rooms: list[np.ndarray] = []
 
     def empty(shape: tuple[int, ...], dtype: type) -> np.ndarray:
         rooms.append(np.full(shape, 77, dtype))
         return rooms[-1]
 
-    depths = message(depth, name)
+    depths = message(depth.astype(depth.dtype.newbyteorder('=')), name, 0, big_endian)
     plain = conversions.frame_from_messages(image, depths, CAMERA, 0.001)
     frame = conversions.frame_from_messages(image, depths, CAMERA, 0.001, empty)
     np.testing.assert_array_equal(frame.rgb, plain.rgb)

@@ -81,6 +81,12 @@ def test_warms_up_on_the_first_camera_info_before_any_image(make_rig):
     assert rig.group.warm == CAMERA and rig.group.seen == []
 
 
+def test_messages_are_converted_where_the_estimator_wants_them(make_rig):
+    rig = tracking_rig(make_rig)
+    assert rig.group.frame.depth_m is rig.rooms[-1], '16UC1 becomes metres'
+    assert len(rig.rooms) == len(rig.group.seen), 'rgb8 stays where it is'
+
+
 def test_frames_that_arrive_during_a_step_are_dropped_and_counted(make_rig):
     rig = tracking_rig(make_rig)
     rig.group.hold = True
@@ -345,6 +351,12 @@ def parameters(tmp_path, **changes):
 def test_what_cannot_be_loaded_is_refused_by_parameter(tmp_path, changes, words):
     with pytest.raises(ValueError, match=words):
         build_tracker(parameters(tmp_path, **changes), {})
+
+
+def test_the_built_tracker_makes_room_as_its_estimator_does(tmp_path):
+    given = parameters(tmp_path, mesh_scale=0.001, weights='small', device='cpu', backend='torch')
+    built = build_tracker(given, {})
+    assert built.empty_image == built.group.estimator.empty_image
 
 
 def test_cuda_without_a_gpu_is_refused(monkeypatch):

@@ -38,7 +38,6 @@ from .crops import CROP_PX, OBSERVED, RENDERED
 from .export import (
     APART,
     FUSED,
-    OUTPUTS,
     QUANTIZED,
     TRUNKS,
     UNTYPED,
@@ -56,6 +55,7 @@ from .self_check import (
     measured_tolerance,
     reference_of,
     require_agreement,
+    require_outputs,
 )
 from .weights import INT8, PoseNetworks
 
@@ -157,19 +157,6 @@ def _automatic_on_cuda(networks: PoseNetworks, choice: BackendChoice) -> tuple[s
     may_build = choice.build and is_exportable(networks)
     backend, reason = fitting_tensorrt(plans_of, networks.device, may_build, check)
     return backend or 'torch', reason
-
-
-def require_outputs(plan: Path, manifest: EngineManifest, remedy: str) -> None:
-    """Raise ValueError where a trunk's engine gives other outputs than those of today.
-
-    plan: <kind>.engine.
-    """
-    given, wanted = tuple(spec.name for spec in manifest.outputs), OUTPUTS[plan.stem]
-    require(
-        given == wanted,
-        f'{plan} gives {", ".join(given)}, not {", ".join(wanted)}: it was built by another'
-        f' version; build it again: {remedy}',
-    )
 
 
 def require_same_weights(

@@ -100,7 +100,7 @@ class CropPass:
         if visibility is None:
             visibility = self._tensor((n, CROP_PX, CROP_PX), torch.int64).fill_(-1)
         self.visibility = visibility
-        self.poses, self._given = self._tensor((n, 4, 4)), self._tensor((n, 4, 4))
+        self.poses, self._placed = self._tensor((n, 4, 4)), self._tensor((n, 4, 4))
         self.camera = self._tensor((int(kernels.CAMERA_VALUES),))
         self.patch = self._tensor((1, 4), torch.int32)
         diameters = torch.tensor(np.asarray(diameters_m), dtype=torch.float64)
@@ -164,9 +164,9 @@ class CropPass:
         crops = [tracked, meshes, visibility, seen, *(as_warp(half) for half in self._crops)]
         counted = [tracked, visibility, seen, tolerance]
         runs = (n, CROP_PX, CROP_PX // int(kernels.RUN_PX))
-        given = [tracked, as_warp(self._given, wp.mat44), 0]
+        placed = [tracked, as_warp(self._placed, wp.mat44), 0]
         self._start = RecordedLaunch(kernels.start, (n,), [tracked], device)
-        self._place = RecordedLaunch(kernels.place, (n,), given, device)
+        self._place = RecordedLaunch(kernels.place, (n,), placed, device)
         self._draw = RecordedLaunch(rasterize, faces, drawn, device)
         self._write = RecordedLaunch(kernels.write_crops, (n, CROP_PX, CROP_PX), crops, device)
         self._count_evidence = RecordedLaunch(kernels.count_evidence, runs, counted, device)
@@ -183,7 +183,7 @@ class CropPass:
     def place(self, camera_from_centered: torch.Tensor, mesh: int) -> None:
         """Take poses (n, 4, 4) of one mesh from the device and draw them."""
         n = len(camera_from_centered)
-        self._given[:n].copy_(camera_from_centered)
+        self._placed[:n].copy_(camera_from_centered)
         if mesh != self._mesh:
             self._place.replace(2, mesh)
             self._mesh = mesh

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -39,6 +40,7 @@ from .weights import PoseNetworks
 
 CPU_CHUNK, CUDA_CHUNK = 16, 126  # larger batches leave a CPU's cache, or only take memory
 NEAREST_M = 1e-3  # a pose nearer to the camera's plane cannot be drawn
+FRAMES_ALIVE = 3  # of a node: converted, tracked in, drawn on
 BLANK_DIAMETERS = 3.0  # how far away warm_up() puts an object
 
 
@@ -137,7 +139,8 @@ class PoseEstimator:
     def empty_image(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         """Return an array of a numpy dtype, not initialised, for an image of a frame.
 
-        On CUDA it is page-locked, and tracking reads it in place (page_locked.py).
+        On CUDA it is page-locked, where tracking reads whole images in place whose width is a
+        multiple of 8 (page_locked.py); what is a view, or not so wide, is packed.
         """
         empty = page_locked_empty if self.device.type == 'cuda' else np.empty
         return empty(shape, dtype)
@@ -160,18 +163,23 @@ class PoseEstimator:
         poses = {index: np.eye(4) for index in range(count)}
         for index, pose in poses.items():
             pose[2, 3] = BLANK_DIAMETERS * self.meshes[index].diameter_m
-        frame, _ = self._blank(intrinsics, 0)
+        # as many as may be alive at once: page-locked memory is made now, not for the first frames
+        frame, *_ = [self._blank(intrinsics, 0)[0] for _ in range(FRAMES_ALIVE)]
         for together in (count,) if on_cpu else range(1, count + 1):
             self.track_all(frame, {index: poses[index] for index in range(together)})
+        if not on_cpu:  # images in ordinary memory come another way
+            other = replace(frame, rgb=frame.rgb.copy(), depth_m=frame.depth_m.copy())
+            self.track_all(other, {0: poses[0]})
 
     def _blank(self, intrinsics: CameraIntrinsics, index: int) -> tuple[Frame, np.ndarray]:
         """Return a black wall at the distance where an object is put, and a mask on it."""
         size = (intrinsics.height, intrinsics.width)
-        depth = self.empty_image(size, np.float32)
+        rgb, depth = self.empty_image((*size, 3), np.uint8), self.empty_image(size, np.float32)
+        rgb.fill(0)
         depth.fill(BLANK_DIAMETERS * self.meshes[index].diameter_m)
         mask = np.zeros(size, bool)
         mask[size[0] // 4 : size[0] // 2, size[1] // 4 : size[1] // 2] = True
-        return Frame(np.zeros((*size, 3), np.uint8), depth, intrinsics), mask
+        return Frame(rgb, depth, intrinsics), mask
 
     def register(self, frame: Frame, mask: np.ndarray, index: int = 0) -> PoseEstimate:
         """Find the pose of one object from nothing but its mask.

@@ -48,7 +48,6 @@ class PositionalCode:
         values = code.pe.detach()[0].to(dtype)
         self._code, is_half = words(values.reshape(1, -1)), dtype == torch.float16
         self._kernel = head_kernels(values.shape[1], is_half, values.is_cuda).add_code
-        self._held = values
 
     def __call__(self, trunk: torch.Tensor) -> torch.Tensor:
         """Return a new tensor, asynchronously."""

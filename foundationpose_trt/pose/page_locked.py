@@ -14,9 +14,11 @@ WORD = 8  # bytes that a thread of a GPU reads
 def page_locked_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """Return an array of a numpy dtype, not initialised, in page-locked memory.
 
-    For what becomes the images of a Frame: tracking on CUDA then reads them in place. Torch keeps
-    the memory of arrays that are gone for the next ones, so that only the first few take long. It
-    is the host's: anything may read and write it. Raises RuntimeError without CUDA.
+    For what becomes the images of a Frame: tracking on CUDA then reads them in place, if they are
+    FETCHED_PX (8) times so many pixels wide and no view of them is given instead; else the host
+    packs them as any other. Torch keeps the memory of arrays that are gone for the next ones, so
+    that only the first few take long. It is the host's: anything may read and write it. Raises
+    RuntimeError without CUDA.
     """
     return torch.empty(shape, dtype=_torch_dtype(np.dtype(dtype)), pin_memory=True).numpy()
 

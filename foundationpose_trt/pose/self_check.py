@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,10 @@ from ..datatypes import require
 from ..geometry import exp_so3
 from ..runtime.agreement import relative_deviation
 from ..runtime.engine import Engine
+from ..runtime.engine_manifest import EngineManifest
 from ..runtime.session import Session
 from .crops import CROP_PX, REFINER_CROP, ObservedImages
-from .export import scales_of
+from .export import OUTPUTS, scales_of
 from .mesh import ObjectMesh
 from .mesh_bank import MeshBank
 from .quantized_networks import quantized_stage
@@ -45,6 +47,19 @@ def reference_of(networks: PoseNetworks, kind: str) -> Callable[..., Any]:
             refiner.encodeAB = stage.to(networks.device)
         return refiner
     return copy.deepcopy(networks.scorer).float().extract
+
+
+def require_outputs(plan: Path, manifest: EngineManifest, remedy: str) -> None:
+    """Raise ValueError where a trunk's engine gives other outputs than those of today.
+
+    plan: <kind>.engine.
+    """
+    given, wanted = tuple(spec.name for spec in manifest.outputs), OUTPUTS[plan.stem]
+    require(
+        given == wanted,
+        f'{plan} gives {", ".join(given)}, not {", ".join(wanted)}: it was built by another'
+        f' version; build it again: {remedy}',
+    )
 
 
 def random_crops(seed: int = 0) -> Crops:

@@ -55,9 +55,9 @@ def stamp_message(nanoseconds: int) -> Time:
 def rgb_array(message: Image, empty: EmptyImage = np.empty) -> np.ndarray:
     """Return the pixels, (H, W, 3) uint8, R G B order.
 
-    rgb8 is a view of the message's buffer (rows may be padded), all else a copy, which `empty`
-    makes room for. Raises RejectedMessage for an encoding that neither this module nor an
-    installed library reads.
+    rgb8 is a view of the message's buffer (rows may be padded), all else a copy: in the room that
+    `empty` makes, or what a library returns. Raises RejectedMessage for an encoding that neither
+    this module nor an installed library reads.
     """
     layout = COLOR_LAYOUTS.get(message.encoding)
     if layout is None:
@@ -93,8 +93,8 @@ def depth_m_array(
     """Return depth, (H, W) float32, metres, 0 = invalid (NaN, infinite and negative become 0).
 
     16UC1 and mono16 are multiplied by metres_per_unit; 32FC1 and 64FC1 are metres (REP 118).
-    A 32FC1 image without invalid pixels is a view of the message's buffer; for all else `empty`
-    makes room.
+    A 32FC1 image of this machine's byte order without invalid pixels is a view of the message's
+    buffer; for all else `empty` makes room.
     """
     if message.encoding not in DEPTH_ENCODINGS:
         raise RejectedMessage(
@@ -104,15 +104,15 @@ def depth_m_array(
         )
     values = _single_channel(message)
     if values.dtype.kind == 'u':
-        metres, unit_m = empty(values.shape, np.float32), np.float32(metres_per_unit)
-        return np.multiply(values, unit_m, out=metres, dtype=np.float32)
-    depth_m = values.astype(np.float32, copy=False)
-    valid = np.isfinite(depth_m) & (depth_m > 0)
-    if valid.all():
-        return depth_m
-    metres = empty(depth_m.shape, np.float32)
+        metres = empty(values.shape, np.float32)
+        np.copyto(metres, values)  # multiplying while it is converted takes longer
+        return np.multiply(metres, np.float32(metres_per_unit), out=metres)
+    valid = np.isfinite(values) & (values > 0)
+    if values.dtype == np.float32 and valid.all():
+        return values
+    metres = empty(values.shape, np.float32)
     metres.fill(0)
-    np.copyto(metres, depth_m, where=valid)
+    np.copyto(metres, values, where=valid, casting='same_kind')
     return metres
 
 

@@ -72,10 +72,11 @@ DESCRIPTIONS: dict[str, Descriptions] = {
             ' the conversion of the messages',
             'latency/track_ms': 'tracking all objects in one frame, which is one batch: networks'
             ' and judgement, not the conversion of the messages',
-            'latency/upload_ms': 'bringing a frame to the device: packing and copies, and on a GPU'
-            ' what it draws and filters between them while tracking; there of an earlier frame, as'
-            ' nothing waits for the measurement, and of one tracked frame in eight, as it takes'
-            ' time',
+            'latency/upload_ms': 'bringing a frame to the device: packing and copies; on a GPU'
+            ' while tracking with what is drawn and filtered between them, or, of a frame whose'
+            ' images both lie in page-locked memory, reading them alone; there of an earlier'
+            ' frame, as nothing waits for the measurement, and of one tracked frame in eight, as'
+            ' it takes time',
             'latency/publish_ms': 'publishing what was found in a frame',
             'latency/visualize_ms': 'drawing one image of `debug/pose`, in its thread',
             'latency/age_ms': 'clock of the node after publishing poses, minus stamp of the image',

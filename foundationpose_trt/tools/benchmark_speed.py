@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -288,8 +288,12 @@ def _tracking(setting: Setting, height: int) -> dict[str, Call]:
     mesh = make_object(FIRST_VIEW_SEED)
     one, several = setting.make(mesh), setting.make(*[mesh] * TOGETHER)
     return {
-        'one object': _track_calls(one, mesh, height)[0],
-        f'{TOGETHER} objects': _track_calls(several, mesh, height, TOGETHER)[0],
+        f'{name}{where}': call
+        for name, calls in (
+            ('one object', _track_calls(one, mesh, height)),
+            (f'{TOGETHER} objects', _track_calls(several, mesh, height, TOGETHER)),
+        )
+        for where, call in zip(('', ', page-locked'), calls, strict=False)
     }
 
 
@@ -301,10 +305,10 @@ def _registering(setting: Setting, height: int) -> dict[str, Call]:
 def _track_row(setting: Setting, options: argparse.Namespace, tasks: list[PoseTask]) -> Row:
     mesh, repeats, (first, *others) = tasks[0].mesh, options.repeats, options.heights
     runner = setting.make(mesh)
+    larger = {h: timings(*_track_calls(runner, mesh, h), repeats=repeats) for h in others}
     one = _track_calls(runner, mesh, first)
     one[0]()
     row: Row = setting.memory.figures(setting.networks)
-    larger = {h: timings(*_track_calls(runner, mesh, h), repeats=repeats) for h in others}
     several = []
     if not setting.eager:  # that takes one after the other
         several = _track_calls(setting.make(*[mesh] * TOGETHER), mesh, first, TOGETHER)
@@ -323,17 +327,22 @@ def _track_calls(
 ) -> list[Call]:
     """Return calls that track one object of a timed frame, or several all over it.
 
-    Of images in ordinary memory; then, where that makes a difference, of images that are written
-    to page-locked memory before each call, as a node's conversion does.
+    Of images in ordinary memory; then, where that makes a difference, in page-locked. Both are
+    written anew before each call, which does not count, as they come with each message.
     """
-    frame, pose, _ = timed_frame(height, mesh)
-    poses = [pose] if count == 1 else spread(frame, pose, mesh)
-    calls: list[Call] = [lambda: runner.track(_again(frame), poses)]
+    source, pose, _ = timed_frame(height, mesh)
+    poses = [pose] if count == 1 else spread(source, pose, mesh)
+    frames = [replace(source, rgb=source.rgb.copy(), depth_m=source.depth_m.copy())]
     if torch.cuda.is_available() and isinstance(runner, Fast):
-        there = page_locked(frame)
-        write = partial(write_images, there, frame)
-        calls.append(Refreshed(lambda: runner.track(_again(there), poses), write))
-    return calls
+        frames.append(page_locked(source))
+    return [
+        Refreshed(partial(_track, runner, frame, poses), partial(write_images, frame, source))
+        for frame in frames
+    ]
+
+
+def _track(runner: Fast | Eager, frame: Frame, poses: Sequence[np.ndarray]) -> object:
+    return runner.track(_again(frame), poses)
 
 
 def _register_call(runner: Fast | Eager, mesh: ObjectMesh, height: int) -> Call:
