@@ -145,39 +145,38 @@ def test_an_image_whose_rows_are_no_whole_words_is_packed(frame):
         np.testing.assert_array_equal(one, other)
 
 
-@on_devices
-def test_a_pass_keeps_its_frame_until_it_ends(device, frame):
-    """What only it holds is not given to somebody else, who would write into it meanwhile."""
+def begun_alone(device: str, frame: Frame) -> tuple[TrackPass, list[np.ndarray], weakref.ref]:
+    """A pass begun with a frame that nobody else holds; what a whole one gives of it; the frame."""
     empty = page_locked_empty if device == 'cuda' else np.empty
     track = track_of(device, frame.depth_m.shape)
     plain = crops_and_results(track, frame)
     given = frame_with(frame, IN_PLACE['both'], empty)
-    kept = weakref.ref(given)
     track.begin(given, rows_of(centered(STARTS)), ORDER)
-    del given
+    return track, plain, weakref.ref(given)
+
+
+@on_devices
+def test_a_pass_keeps_its_frame_until_it_ends(device, frame):
+    """What only it holds is not given to somebody else, who would write into it meanwhile."""
+    track, plain, kept = begun_alone(device, frame)
+    assert kept() is not None, 'it has let go of its frame'
+    empty = page_locked_empty if device == 'cuda' else np.empty
     for like in (frame.rgb, frame.depth_m):
         empty(like.shape, like.dtype)[...] = 77
     crops = [half.cpu().numpy().copy() for half in track.write(3)]
-    assert kept() is not None
     track.move({name: tensor(np.full((3, 3), 0.1), device) for name in ('trans', 'rot')}, 3)
     for found, wanted in zip([*crops, *track.end(3)], plain, strict=True):
         np.testing.assert_array_equal(found, wanted)
-    assert kept() is None
+    assert kept() is None, 'it still holds the frame'
 
 
 @on_devices
 def test_a_pass_that_came_to_no_end_keeps_its_frame_until_the_next(device, frame):
-    empty = page_locked_empty if device == 'cuda' else np.empty
-    track = track_of(device, frame.depth_m.shape)
-    plain = crops_and_results(track, frame)
-    given = frame_with(frame, IN_PLACE['both'], empty)
-    kept = weakref.ref(given)
-    track.begin(given, rows_of(centered(STARTS)), ORDER)
-    del given
-    assert kept() is not None
+    track, plain, kept = begun_alone(device, frame)
+    assert kept() is not None, 'it has let go of its frame'
     for found, wanted in zip(crops_and_results(track, frame), plain, strict=True):
         np.testing.assert_array_equal(found, wanted)
-    assert kept() is None
+    assert kept() is None, 'it still holds the frame'
 
 
 @pytest.mark.gpu
