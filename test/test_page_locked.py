@@ -146,7 +146,7 @@ def test_an_image_whose_rows_are_no_whole_words_is_packed(frame):
 
 
 def begun_alone(device: str, frame: Frame) -> tuple[TrackPass, list[np.ndarray], weakref.ref]:
-    """A pass begun with a frame that nobody else holds; what a whole one gives of it; the frame."""
+    """A pass begun with a frame that it alone holds; what a whole one gives of it; the frame."""
     empty = page_locked_empty if device == 'cuda' else np.empty
     track = track_of(device, frame.depth_m.shape)
     plain = crops_and_results(track, frame)
