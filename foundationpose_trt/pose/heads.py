@@ -41,7 +41,7 @@ def tokens_of_image(trunk: torch.Tensor) -> torch.Tensor:
 class PositionalCode:
     """Tokens (N, 400, d) of a trunk's output (N, d, 20, 20), with the code of their places.
 
-    TensorRT 8.6 would add it in a kernel of its own that takes three times as long.
+    TensorRT 8.6 would add it in a kernel of its own, too, which takes longer.
     """
 
     def __init__(self, code: PositionalEmbedding, dtype: torch.dtype) -> None:
