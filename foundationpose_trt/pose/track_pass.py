@@ -167,7 +167,10 @@ class TrackPass:
         self._pass.use_current_stream()
         self._fill_header(frame.intrinsics, patch, camera_from_centered, objects)
         self._pass.start(n)
-        (self._bring if self._is_cuda else self._take)(frame, patch, sources, n)
+        if self._is_cuda:
+            self._bring(frame, patch, sources, n)
+        else:
+            self._take(frame, patch, n)
 
     def _sources_in(self, frame: Frame) -> Sources:
         """Note which of the images the device can read in place."""
@@ -224,7 +227,7 @@ class TrackPass:
             if not sources[0]:
                 self._send_colors(frame, patch)
 
-    def _take(self, frame: Frame, patch: Patch, _: Sources, n: int) -> None:
+    def _take(self, frame: Frame, patch: Patch, n: int) -> None:
         """Do the same on a CPU."""
         self._pass.draw(n)
         with self.timer:
