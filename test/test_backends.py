@@ -46,7 +46,8 @@ def hidden(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
 @needs_onnx
 def test_a_cpu_takes_onnx_runtime_where_it_is_installed(networks, tmp_path):
     engines = open_engines(networks, BackendChoice(folder=tmp_path))
-    assert isinstance(engines.refiner, OnnxEngine) and isinstance(engines.features, OnnxEngine)
+    assert isinstance(engines.refiner.whole, OnnxEngine)
+    assert isinstance(engines.features.whole, OnnxEngine)
     assert engines.explanation == 'onnxruntime (faster than torch on a CPU)'
     assert sorted(p.name for p in tmp_path.rglob('*.onnx')) == ['extractor.onnx', 'refiner.onnx']
 

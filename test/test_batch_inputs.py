@@ -9,7 +9,7 @@ from oracle_rig import CAMERA
 from raster_rig import on_devices
 from scene_rig import THINGS, scene_of
 
-from foundationpose_trt.pose.crops import REFINER_CROP, SCORER_CROP, ObservedImages
+from foundationpose_trt.pose.crops import REFINER_CROP, SCORER_CROP, ObservedImages, pairs_spec
 from foundationpose_trt.pose.views import ViewWriter
 
 # --- crops of several meshes -----------------------------------------------------------------
@@ -37,12 +37,13 @@ def mixed(device: str) -> tuple[torch.Tensor, torch.Tensor, ObservedImages]:
 def test_crops_of_mixed_objects_are_those_of_writers_of_one(device, spec):
     poses, objects, images = mixed(device)
     where, size = torch.device(device), images.size
-    writer = ViewWriter(MESHES, 6, torch.float32, where)
-    together = [half.clone() for half in writer.write(poses, images, spec, size, objects)]
+    writer = ViewWriter(MESHES, 6, pairs_spec(torch.float32), where)
+    together = writer.write(poses, images, spec, size, objects).clone().chunk(2)
     for row, index in enumerate(ORDER):
-        alone = ViewWriter(MESHES[index], 1, torch.float32, where)
+        alone = ViewWriter(MESHES[index], 1, pairs_spec(torch.float32), where)
         own = poses[row : row + 1]
-        for half, expected in zip(together, alone.write(own, images, spec, size), strict=True):
+        pair = alone.write(own, images, spec, size).chunk(2)
+        for half, expected in zip(together, pair, strict=True):
             assert expected.abs().mean() > 0.02
             torch.testing.assert_close(half[row], expected[0], atol=0, rtol=0)
 

@@ -18,7 +18,13 @@ from test_depth_filter import expected as filtered_by_hand
 from test_depth_filter import rough_scene
 
 from foundationpose_trt.datatypes import CameraIntrinsics, Frame
-from foundationpose_trt.pose.crops import REFINER_CROP, SCORER_CROP, CropSpec, ObservedImages
+from foundationpose_trt.pose.crops import (
+    REFINER_CROP,
+    SCORER_CROP,
+    CropSpec,
+    ObservedImages,
+    pairs_spec,
+)
 from foundationpose_trt.pose.depth import DepthFilter
 from foundationpose_trt.pose.estimator import EstimatorSettings, PoseEstimator, RegisterStage
 from foundationpose_trt.pose.mesh import ObjectMesh
@@ -259,8 +265,9 @@ def kernels_crops(
         torch.from_numpy(depth)[None],
         torch.tensor(k[None], dtype=torch.float32),
     )
-    writer = ViewWriter(surface, len(poses), torch.float32, CPU)
-    return writer.write(poses, images, spec, depth.shape)
+    writer = ViewWriter(surface, len(poses), pairs_spec(torch.float32), CPU)
+    rendered, observed = writer.write(poses, images, spec, depth.shape).chunk(2)
+    return rendered, observed
 
 
 @pytest.mark.parametrize('kind', RULES)

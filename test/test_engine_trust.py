@@ -26,7 +26,7 @@ class Engines:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **tolerance: object) -> None:
         self.tolerance: dict[str, dict[str, object]] = {}
-        self.precision, self.output = 'fp32', 'image'
+        self.precision, self.inputs, self.output = 'fp32', ['crops'], 'image'
         self.first, self.found, self.compared, self.writable = tolerance, RIGHT, [], True
         monkeypatch.setattr(backends, 'require_serves', lambda *_: None)
         monkeypatch.setattr(backends, 'TensorRtEngine', self._open)
@@ -36,8 +36,9 @@ class Engines:
     def _open(self, plan: Path, *_: object, **__: object) -> SimpleNamespace:
         tolerance = self.tolerance.setdefault(plan.stem, dict(self.first))
         manifest = SimpleNamespace(
-            tolerance=tolerance, batches=(1, 8, 64, 126), any_batch=True, precision=self.precision,
-            outputs=(SimpleNamespace(name=self.output),),
+            tolerance=tolerance, batches=(2, 16, 128, 252), any_batch=True,
+            precision=self.precision, outputs=(SimpleNamespace(name=self.output),),
+            inputs=tuple(SimpleNamespace(name=name) for name in self.inputs),
         )  # fmt: skip
         return SimpleNamespace(
             name=plan.name, plan=plan, manifest=manifest, inputs=(), outputs=(), device=None,
@@ -159,8 +160,20 @@ def test_an_engine_of_a_version_that_had_more_in_it_is_refused(networks, choice,
     assert engines.compared == []
 
 
+def test_an_engine_that_takes_the_halves_apart_is_refused(networks, choice, monkeypatch):
+    """Until format 7."""
+    engines = Engines(monkeypatch)
+    engines.inputs = ['inputA', 'inputB']
+    with pytest.raises(
+        ValueError, match=r'refiner_trunk.engine takes inputA, inputB, not crops: .*built by an'
+    ):
+        open_engines(networks, choice)
+    assert engines.compared == []
+
+
 def test_an_automatic_choice_passes_over_such_engines(networks, choice, monkeypatch):
-    old = SimpleNamespace(outputs=(SimpleNamespace(name='trunk'),))
+    ports = {side: (SimpleNamespace(name=side),) for side in ('crops', 'trunk')}
+    old = SimpleNamespace(inputs=ports['crops'], outputs=ports['trunk'])
     monkeypatch.setattr(backends, 'check_engine', lambda *_, **__: None)
     monkeypatch.setattr(backends, 'read_manifest', lambda *_: old)
 

@@ -22,7 +22,13 @@ from raster_rig import box_parts, mesh, on_devices, pose
 from scipy.spatial.transform import Rotation
 
 from foundationpose_trt.pose import quality
-from foundationpose_trt.pose.crops import REFINER_CROP, SCORER_CROP, CropSpec, ObservedImages
+from foundationpose_trt.pose.crops import (
+    REFINER_CROP,
+    SCORER_CROP,
+    CropSpec,
+    ObservedImages,
+    pairs_spec,
+)
 from foundationpose_trt.pose.track_pass import TrackPass
 from foundationpose_trt.pose.views import ViewWriter
 from foundationpose_trt.tools import eager_crops as crops
@@ -224,7 +230,7 @@ class Run:
     def __init__(self, case: Case, device: str, report: Report) -> None:
         self.case, self.device, self.report = case, torch.device(device), report
         self.size = case.frame.depth_m.shape
-        self.writer = ViewWriter(case.meshes, POSES, torch.float32, self.device)
+        self.writer = ViewWriter(case.meshes, POSES, pairs_spec(torch.float32), self.device)
         self.filtered = crops.observe(case.frame, self.device)
         depth_m = torch.tensor(case.frame.depth_m, device=device)
         v, u = (torch.arange(size, device=device) for size in self.size)
@@ -257,7 +263,7 @@ class Run:
     def written(self, poses: np.ndarray, spec: CropSpec) -> tuple[np.ndarray, np.ndarray]:
         given = torch.tensor(poses, dtype=torch.float32, device=self.device)
         objects = torch.tensor(self.case.objects, device=self.device)
-        halves = self.writer.write(given, self.images, spec, self.size, objects)
+        halves = self.writer.write(given, self.images, spec, self.size, objects).chunk(2)
         return tuple(half.cpu().numpy().copy() for half in halves)
 
     def compare_broken(self, ours: tuple, broken: tuple, rows: np.ndarray) -> None:
@@ -305,7 +311,7 @@ class Run:
 
     @staticmethod
     def written_by(track: TrackPass, n: int) -> tuple[np.ndarray, np.ndarray]:
-        return tuple(half.cpu().numpy().copy() for half in track.write(n))
+        return tuple(half.cpu().numpy().copy() for half in track.write(n).chunk(2))
 
     def step(self, n: int, by: float = 0.0) -> dict[str, torch.Tensor]:
         return {name: torch.full((n, 3), by, device=self.device) for name in ('trans', 'rot')}

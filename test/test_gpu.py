@@ -14,7 +14,7 @@ from oracle_rig import CAMERA, ellipsoid, errors, frame_of, oracle_networks, pos
 from scipy.spatial.transform import Rotation
 
 from foundationpose_trt.datatypes import Outcome, TrackingState
-from foundationpose_trt.pose.crops import REFINER_CROP, SCORER_CROP, ObservedImages
+from foundationpose_trt.pose.crops import REFINER_CROP, SCORER_CROP, ObservedImages, pairs_spec
 from foundationpose_trt.pose.depth import DepthFilter
 from foundationpose_trt.pose.estimator import (
     FULL_SCHEDULE,
@@ -172,11 +172,10 @@ def inputs_on(device: str, spec) -> tuple[torch.Tensor, torch.Tensor]:
         torch.from_numpy(frame.depth_m)[None].to(device),
         torch.tensor(k, device=device),
     )
-    writer = ViewWriter(mesh, 12, torch.float32, torch.device(device))
+    writer = ViewWriter(mesh, 12, pairs_spec(torch.float32), torch.device(device))
     size = frame.depth_m.shape
-    return tuple(
-        half.cpu() for half in writer.write(torch.from_numpy(poses).to(device), images, spec, size)
-    )
+    pairs = writer.write(torch.from_numpy(poses).to(device), images, spec, size)
+    return tuple(pairs.cpu().chunk(2))
 
 
 def differs(actual: torch.Tensor, expected: torch.Tensor, tolerance: float) -> float:

@@ -72,3 +72,19 @@ def test_one_graph_holds_both():
     stats = session.cuda_graph_cache.stats()
     assert (stats.captures, stats.hits) == (1, 1)
     session.close()
+
+
+def test_two_items_of_the_inputs_may_make_one_of_the_outputs():
+    def of_halves(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        one, other = x.chunk(2)
+        return one + other, one * other
+
+    first = TorchEngine('first', of_halves, [X], [Y, Z], 'cpu')
+    engine = JoinedEngine(first, ending, [SUM, MOST], per_output=2)
+    x = torch.arange(24.0).view(6, 4)
+    with Session(engine, None) as session:
+        found = session.run({'x': x})
+    torch.testing.assert_close(found['sum'], x[:3] + x[3:] + x[:3] * x[3:])
+    assert found['most'].shape == (3, 1)
+    with pytest.raises(ValueError, match='first takes whole multiples of 2 items'):
+        engine.execution({'x': x[:5]})

@@ -18,7 +18,7 @@ from raster_rig import (
 from scipy.spatial.transform import Rotation
 
 from foundationpose_trt.datatypes import CameraIntrinsics, Frame
-from foundationpose_trt.pose.crops import REFINER_CROP, SCORER_CROP, ObservedImages
+from foundationpose_trt.pose.crops import REFINER_CROP, SCORER_CROP, ObservedImages, pairs_spec
 from foundationpose_trt.pose.observation import Uploader
 from foundationpose_trt.pose.views import ViewWriter
 
@@ -117,9 +117,11 @@ def seen_images(at: np.ndarray, device: str = 'cpu') -> ObservedImages:
 
 
 def written(poses: np.ndarray, images: ObservedImages, spec, device: str = 'cpu') -> tuple:
-    writer = ViewWriter(painted_box(), len(poses) + 2, torch.float32, torch.device(device))
+    writer = ViewWriter(
+        painted_box(), len(poses) + 2, pairs_spec(torch.float32), torch.device(device)
+    )
     at = torch.tensor(poses, dtype=torch.float32, device=device)
-    halves = writer.write(at, images, spec, SIZE)
+    halves = writer.write(at, images, spec, SIZE).chunk(2)
     return tuple(half.cpu().numpy().copy() for half in halves)
 
 
@@ -159,10 +161,10 @@ def test_width_and_height_keep_their_places():
         torch.full((1, *size), 0.5),
         torch.tensor([(130.0, 130.0, 240.0, 12.0)]),
     )
-    writer = ViewWriter(painted_box(), 1, torch.float32, torch.device('cpu'))
+    writer = ViewWriter(painted_box(), 1, pairs_spec(torch.float32), torch.device('cpu'))
     at = torch.tensor(pose(at=(0, 0, 0.5))[None]).float()
     _, observed = writer.write(at, images, REFINER_CROP, size)
-    read = observed[0, 0, 80].numpy() * 300
+    read = observed[0, 80].numpy() * 300
     reach = 130 * 1.2 * np.linalg.norm(HALF) / 0.5
     low, high = round(240 - reach), round(240 + reach)
     source = (low + np.arange(160) * (high - low) / 160) * 300 / 299 - 0.5

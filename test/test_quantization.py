@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from foundationpose_trt.pose import backends, export
+from foundationpose_trt.pose.crop_blocks import in_blocks
 from foundationpose_trt.pose.networks import RefineNet, ScoreNet
 from foundationpose_trt.pose.quantization import (
     KEPT,
@@ -225,8 +226,9 @@ def test_files_for_either_tensorrt_quantize_what_they_say(folder, tmp_path, form
     pytest.importorskip('onnxruntime')
     engine = OnnxEngine(file, optimized=False)
     crops = [crop.to(engine.inputs[0].dtype) for crop in rig.crops(2, 8)]
-    given = dict(zip(('inputA', 'inputB'), crops, strict=True))
-    found = engine.execution(given).enqueue()['image']
+    found = engine.execution({'crops': in_blocks(torch.cat(crops)).contiguous()}).enqueue()[
+        'image'
+    ]
     with torch.inference_mode():
         refiner = load_networks(str(folder)).refiner
         both = torch.cat([refiner.encodeA(crop.float()) for crop in crops], 1)

@@ -11,6 +11,7 @@ from scipy.spatial.transform import Rotation
 from test_track_pass import MESHES, ORDER, Plain, centered, frame, same_crops
 
 from foundationpose_trt.datatypes import Frame
+from foundationpose_trt.pose.crops import pairs_spec
 from foundationpose_trt.pose.observation import Uploader
 from foundationpose_trt.pose.register_pass import RegisterPass
 from foundationpose_trt.pose.update import apply_update
@@ -35,7 +36,7 @@ def pass_of(frame: Frame, device: str, capacity: int) -> tuple[RegisterPass, Vie
     uploader = Uploader(height, width, torch.device(device))
     observed = uploader.upload(frame, None, None)
     uploader.filtered_depth(observed)
-    writer = ViewWriter(MESHES, capacity, torch.float32, torch.device(device))
+    writer = ViewWriter(MESHES, capacity, pairs_spec(torch.float32), torch.device(device))
     found = writer.register_pass(uploader.images)
     found.look(observed.intrinsics[0])
     return found, writer
@@ -47,8 +48,8 @@ class Answers:
     def __init__(self, updates: list[dict[str, torch.Tensor]]) -> None:
         self._updates, self.crops = list(updates), []
 
-    def __call__(self, rendered: torch.Tensor, observed: torch.Tensor) -> dict:
-        self.crops.append((rendered.clone(), observed.clone()))
+    def __call__(self, pairs: torch.Tensor) -> dict:
+        self.crops.append(pairs.clone().chunk(2))
         return self._updates[len(self.crops) - 1]
 
 

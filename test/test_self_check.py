@@ -10,6 +10,7 @@ import torch
 
 from foundationpose_trt.pose.backends import open_engines
 from foundationpose_trt.pose.export import write_onnx
+from foundationpose_trt.pose.network_engines import PairedEngine
 from foundationpose_trt.pose.self_check import (
     measured_tolerance,
     random_crops,
@@ -33,7 +34,7 @@ def onnx_engine(networks: PoseNetworks, kind: str, folder: Path, precision: str)
     pytest.importorskip('onnxruntime')
     path = folder / f'{kind}.onnx'
     write_onnx(networks, kind, path, precision)
-    return OnnxEngine(path)
+    return PairedEngine(OnnxEngine(path))
 
 
 @pytest.mark.parametrize('precision', ['fp32', 'fp16'])

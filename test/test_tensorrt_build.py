@@ -315,19 +315,21 @@ def test_the_tool_builds_several_files_and_writes_their_manifests(tmp_path, caps
         ((-1, 32), rig.DataType.HALF, None),
     ],
 )
-def test_images_in_half_are_written_pixel_by_pixel_where_asked(shape, dtype, allowed):
+def test_images_in_half_lie_pixel_by_pixel_where_asked(shape, dtype, allowed):
     formats = {format.name: format.value for format in rig.Format}
     module = SimpleNamespace(TensorFormat=IntEnum('TensorFormat', formats))
-    output = SimpleNamespace(shape=shape, dtype=dtype, allowed_formats=None)
-    network = SimpleNamespace(num_outputs=1, get_output=lambda index: output)
-    TensorRtApi(module, 'tensorrt').write_channels_last(network)
-    assert output.allowed_formats == allowed
+    first, last = (SimpleNamespace(shape=shape, dtype=dtype, allowed_formats=None) for _ in '12')
+    network = SimpleNamespace(
+        num_inputs=1, get_input=lambda index: first, num_outputs=1, get_output=lambda index: last
+    )
+    TensorRtApi(module, 'tensorrt').order_channels_last(network)
+    assert first.allowed_formats == last.allowed_formats == allowed
 
 
 @pytest.mark.parametrize('asked', [False, True])
 def test_the_option_reaches_the_network(tmp_path, monkeypatch, asked):
     asked_of = []
-    monkeypatch.setattr(TensorRtApi, 'write_channels_last', lambda self, n: asked_of.append(n))
+    monkeypatch.setattr(TensorRtApi, 'order_channels_last', lambda self, n: asked_of.append(n))
     options = BuildOptions(backend='tensorrt_rtx', batches=(1,), channels_last=asked)
     build_engine(rig.write_tiny(tmp_path / 'x.onnx'), tmp_path / 'x.engine', options)
     assert len(asked_of) == asked
@@ -347,13 +349,12 @@ def test_the_tool_goes_from_weights_to_engines(tmp_path, precision):
     assert tool_run(*words, '--precision', precision) == 0
     folder = out / f'mine_{precision}'
     plans = {kind: folder / 'tensorrt_rtx' / f'{kind}.engine' for kind in TRUNKS}
-    crop = (-1, 6, 160, 160)
     for kind, engine in plans.items():
         manifest = check_engine(engine, HERE, folder / f'{kind}.onnx')
-        expected = [('inputA', crop, torch.float16), ('inputB', crop, torch.float16)]
-        assert [(s.name, s.shape, s.dtype) for s in manifest.inputs] == expected
+        inputs = [(s.name, s.shape, s.dtype) for s in manifest.inputs]
+        assert inputs == [('crops', (-1, 96, 40, 40), torch.float16)]
         assert manifest.precision == (precision if kind == 'refiner_trunk' else 'fp16')
-        assert manifest.batches == (1, 8, 64, 126)
+        assert manifest.batches == (2, 16, 128, 252)
         outputs = [(s.name, s.shape, s.dtype) for s in manifest.outputs]
         assert outputs == [('image', (-1, 32, 20, 20), torch.float16)]
     before = plans[TRUNKS[0]].stat().st_mtime_ns

@@ -21,6 +21,7 @@ from foundationpose_trt.pose.crops import (
     ObservedImages,
     crop_windows,
     observed_grid,
+    pairs_spec,
     rendered_intrinsics,
     write_observed_input,
 )
@@ -108,7 +109,7 @@ class Plain:
 
 
 def track_of(device: str, size: tuple[int, int], dtype: torch.dtype = torch.float32) -> TrackPass:
-    writer = ViewWriter(MESHES, len(ORDER), dtype, torch.device(device))
+    writer = ViewWriter(MESHES, len(ORDER), pairs_spec(dtype), torch.device(device))
     return writer.track_pass(size, len(ORDER))
 
 
@@ -132,7 +133,7 @@ def test_crops_are_those_of_the_plain_functions_on_every_iteration(device, frame
     track.begin(frame, rows_of(poses), ORDER)
     at = tensor(poses, device)
     for _ in range(3):
-        same_crops(track.write(3), plain.crops(at))
+        same_crops(track.write(3).chunk(2), plain.crops(at))
         update = {name: tensor(rng.normal(0, 0.2, (3, 3)), device) for name in ('trans', 'rot')}
         track.move(update, 3)
         at = apply_update(at, update, plain.radius)
@@ -154,7 +155,7 @@ def test_the_next_frame_knows_nothing_of_the_last(device, frame):
     used.end(3)
     for track in (fresh, used):
         track.begin(frame, rows_of(poses), ORDER)
-    for half, wanted in zip(used.write(3), fresh.write(3), strict=True):
+    for half, wanted in zip(used.write(3).chunk(2), fresh.write(3).chunk(2), strict=True):
         torch.testing.assert_close(half, wanted, atol=0, rtol=0)
     nothing = {name: torch.zeros(3, 3, device=device) for name in ('trans', 'rot')}
     for track in (fresh, used):
@@ -190,7 +191,7 @@ def test_fewer_poses_than_there_is_room_for(device, frame, rows):
     track.write(3)
     track.end(3)
     track.begin(frame, rows_of(poses[list(rows)]), chosen)
-    for half, wanted in zip(track.write(len(rows)), whole, strict=True):
+    for half, wanted in zip(track.write(len(rows)).chunk(2), whole, strict=True):
         assert len(half) == len(rows)
         differing = ((half - wanted[list(rows)]).abs() > 1e-5).float().mean().item()
         assert differing < 5e-4
@@ -210,7 +211,7 @@ def test_only_the_neighbourhood_is_read(device, frame):
     for given in (frame, other):
         track = track_of(device, size)
         track.begin(given, rows_of(poses), ORDER[:1])
-        results.append([half.clone() for half in track.write(1)])
+        results.append([half.clone() for half in track.write(1).chunk(2)])
     for half, same in zip(*results, strict=True):
         torch.testing.assert_close(half, same, atol=0, rtol=0)
 
@@ -226,7 +227,7 @@ def test_depth_that_is_no_depth_is_as_none(device, frame, value):
         depth = np.where(holes, invalid, frame.depth_m)
         track = track_of(device, frame.depth_m.shape)
         track.begin(Frame(frame.rgb, depth, frame.intrinsics), rows_of(poses), ORDER)
-        crops = [half.clone() for half in track.write(3)]
+        crops = [half.clone() for half in track.write(3).chunk(2)]
         nothing = {name: torch.zeros(3, 3, device=device) for name in ('trans', 'rot')}
         track.move(nothing, 3)
         results.append((*crops, torch.from_numpy(track.end(3).rows)))
@@ -284,7 +285,7 @@ def test_a_pass_that_came_to_no_end_leaves_nothing_behind(device, frame):
     used.begin(frame, rows_of(centered(TRUTH)), ORDER)  # drawn, never written
     for track in (fresh, used):
         track.begin(frame, rows_of(poses), ORDER)
-    for half, wanted in zip(used.write(3), fresh.write(3), strict=True):
+    for half, wanted in zip(used.write(3).chunk(2), fresh.write(3).chunk(2), strict=True):
         torch.testing.assert_close(half, wanted, atol=0, rtol=0)
 
 
@@ -320,10 +321,10 @@ def test_corners_between_pixels_go_to_the_even_one(device, center):
     frame = Frame(rgb, np.ones((101, 100), np.float32), k)
     pose = np.eye(4)[None]
     pose[0, 2, 3] = 1.0
-    writer = ViewWriter(mesh, 1, torch.float32, torch.device(device))
+    writer = ViewWriter(mesh, 1, pairs_spec(torch.float32), torch.device(device))
     track = writer.track_pass((101, 100), 1)
     track.begin(frame, rows_of(pose), [0])
-    observed = track.write(1)[1][0, :3].cpu().numpy()
+    observed = track.write(1)[1, :3].cpu().numpy()
     low = [round(c - reach) for c in center]  # Python rounds half to even as well
     size = [round(c + reach) - first for c, first in zip(center, low, strict=True)]
     grid = [

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from oracle_rig import ellipsoid, errors, frame_of, pose_of
 
 from foundationpose_trt.pose.backends import NetworkEngines
+from foundationpose_trt.pose.crops import pairs_spec
 from foundationpose_trt.pose.estimator import EstimatorSettings, PoseEstimator
 from foundationpose_trt.pose.export import APART, FUSED, typed_network
 from foundationpose_trt.pose.heads import ExtractorHead, RefinerHeads
+from foundationpose_trt.pose.networks import fold_batch_norm
+from foundationpose_trt.pose.self_check import measured_tolerance, reference_of
+from foundationpose_trt.pose.typed_networks import TypedTrunk
 from foundationpose_trt.pose.weights import PoseNetworks, load_networks
 from foundationpose_trt.runtime.joined_engine import JoinedEngine
 from foundationpose_trt.runtime.specs import BATCH, TensorSpec
 from foundationpose_trt.runtime.torch_engine import TorchEngine
 
 OUTPUTS = {'refiner': {'trans': 3, 'rot': 3}, 'extractor': {'features': 128}}
+BLOCKS = 'blocks'  # of crops
 SETTINGS = EstimatorSettings(chunk=16)
 
 
@@ -25,24 +32,35 @@ def networks() -> PoseNetworks:
     return load_networks('small')
 
 
+def trunk_on_blocks(networks: PoseNetworks, kind: str) -> TypedTrunk:
+    """As it is exported in half, in float32."""
+    network = copy.deepcopy(networks.refiner if kind == 'refiner' else networks.scorer)
+    fold_batch_norm(network)
+    return TypedTrunk(network, torch.float32, on_blocks=True).eval().requires_grad_(False)
+
+
 def joined(networks: PoseNetworks, kind: str, form: str) -> JoinedEngine:
     """What backends makes of a TensorRT engine, which writes its output pixel by pixel."""
     float32, last = torch.float32, torch.channels_last
-    crops = [TensorSpec(name, (BATCH, 6, 160, 160), float32) for name in ('inputA', 'inputB')]
     between = [TensorSpec('image', (BATCH, 128, 20, 20), float32, last)]
-    trunk = typed_network(networks, f'{kind}_trunk', 'fp32', form)
+    if form == BLOCKS:
+        trunk, shape = trunk_on_blocks(networks, kind), (BATCH, 96, 40, 40)
+        crops = TensorSpec('crops', shape, float32, last)
+    else:
+        trunk = typed_network(networks, f'{kind}_trunk', 'fp32', form)
+        crops = pairs_spec(float32)
 
-    def written(*halves: torch.Tensor) -> torch.Tensor:
-        return trunk(*halves).contiguous(memory_format=last)
+    def written(pairs: torch.Tensor) -> torch.Tensor:
+        return trunk(pairs).contiguous(memory_format=last)
 
-    first = TorchEngine(kind, written, crops, between, 'cpu')
+    first = TorchEngine(kind, written, [crops], between, 'cpu')
     outputs = [TensorSpec(name, (BATCH, size), float32) for name, size in OUTPUTS[kind].items()]
     makes = {'refiner': RefinerHeads, 'extractor': ExtractorHead}
     network = networks.refiner if kind == 'refiner' else networks.scorer
-    return JoinedEngine(first, makes[kind](network, float32), outputs)
+    return JoinedEngine(first, makes[kind](network, float32), outputs, per_output=2)
 
 
-@pytest.mark.parametrize('form', [FUSED, APART])
+@pytest.mark.parametrize('form', [FUSED, APART, BLOCKS])
 def test_poses_and_scores_are_those_of_the_networks(networks, form):
     """Also where the crops go through the networks in two parts."""
     engines = NetworkEngines(*(joined(networks, k, form) for k in OUTPUTS), 'joined', 16)
@@ -55,3 +73,11 @@ def test_poses_and_scores_are_those_of_the_networks(networks, form):
     scores = [estimator.score(frame, poses) for estimator in both]
     np.testing.assert_allclose(scores[1], scores[0], atol=1e-3)
     assert np.ptp(scores[0]) > 0.1
+
+
+@pytest.mark.parametrize('form', [FUSED, BLOCKS])
+def test_the_self_check_gives_an_engine_its_crops_as_it_takes_them(networks, form):
+    for kind in OUTPUTS:
+        engine, reference = joined(networks, kind, form), reference_of(networks, kind)
+        for values in measured_tolerance(engine, reference, 3).values():
+            assert all(value < 1e-3 for value in values.values())

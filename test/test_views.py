@@ -9,7 +9,13 @@ import pytest
 import torch
 from oracle_rig import CAMERA, RADIUS_M, SEMI_AXES_M, ellipsoid, frame_of, pose_of
 
-from foundationpose_trt.pose.crops import REFINER_CROP, SCORER_CROP, CropSpec, ObservedImages
+from foundationpose_trt.pose.crops import (
+    REFINER_CROP,
+    SCORER_CROP,
+    CropSpec,
+    ObservedImages,
+    pairs_spec,
+)
 from foundationpose_trt.pose.views import ViewWriter
 
 SIZE = (CAMERA.height, CAMERA.width)
@@ -17,7 +23,7 @@ K = torch.tensor([[CAMERA.fx, CAMERA.fy, CAMERA.cx, CAMERA.cy]])
 
 
 def writer_of(dtype: torch.dtype = torch.float32, capacity: int = 4) -> ViewWriter:
-    return ViewWriter(ellipsoid(np.zeros(3)), capacity, dtype, torch.device('cpu'))
+    return ViewWriter(ellipsoid(np.zeros(3)), capacity, pairs_spec(dtype), torch.device('cpu'))
 
 
 def poses_at(*places_m: tuple[float, float, float]) -> torch.Tensor:
@@ -41,7 +47,8 @@ def test_the_crop_is_as_wide_as_the_networks_ratio_says(spec, ratio):
     """Trap 3. The outline of an ellipsoid along the axes, seen from 0.7 m: no perspective yet."""
     truth = poses_at((0.0, 0.0, 0.7))
     frame, _ = frame_of(truth[0].double().numpy(), center_m=np.zeros(3))
-    rendered, observed = writer_of().write(truth, images_of(frame.depth_m, frame.rgb), spec, SIZE)
+    images = images_of(frame.depth_m, frame.rgb)
+    rendered, observed = writer_of().write(truth, images, spec, SIZE).chunk(2)
     across = 160 / (ratio * 2 * RADIUS_M)  # crop pixels per metre; fx is the larger focal length
     width = 2 * SEMI_AXES_M[0] * across
     height = 2 * SEMI_AXES_M[1] * across * CAMERA.fy / CAMERA.fx
@@ -55,7 +62,8 @@ def test_near_depth_is_dropped_as_the_network_wants(spec, near_m):
     """Trap 4, in both halves; colour stays."""
     rows = np.full(SIZE, 0.09, np.float32)
     rows[SIZE[0] // 2 :] = 0.11
-    rendered, observed = writer_of().write(poses_at((0.0, 0.0, 0.12)), images_of(rows), spec, SIZE)
+    at = poses_at((0.0, 0.0, 0.12))
+    rendered, observed = writer_of().write(at, images_of(rows), spec, SIZE).chunk(2)
     has_xyz, drawn = (rendered[0, 3:] != 0).any(0), (rendered[0, :3] != 0).any(0)
     z = 0.12 + rendered[0, 5] * RADIUS_M
     assert drawn[80, 80] and bool(has_xyz[80, 80]) == (near_m < 0.09)  # 0.03 m before the centre
@@ -70,12 +78,11 @@ def test_fewer_poses_than_rows_give_as_many_crops():
     writer = writer_of(capacity=4)
     images = images_of(np.full(SIZE, 0.5, np.float32))
     many = poses_at((0.0, 0.0, 0.5), (0.05, 0.0, 0.6), (0.0, 0.05, 0.7), (-0.05, 0.0, 0.8))
-    whole = [half.clone() for half in writer.write(many, images, REFINER_CROP, SIZE)]
+    whole = writer.write(many, images, REFINER_CROP, SIZE).clone().chunk(2)
     assert whole[0].shape == whole[1].shape == (4, 6, 160, 160)
     for k in range(4):
-        for half, expected in zip(
-            writer.write(many[k : k + 1], images, REFINER_CROP, SIZE), whole, strict=True
-        ):
+        pair = writer.write(many[k : k + 1], images, REFINER_CROP, SIZE).chunk(2)
+        for half, expected in zip(pair, whole, strict=True):
             assert half.shape == (1, 6, 160, 160)
             torch.testing.assert_close(half[0], expected[k], atol=0, rtol=0)
 
@@ -105,7 +112,7 @@ def test_meshes_of_other_size_scale_with_their_diameter():
     big = replace(small, vertices=small.vertices * 2, diameter_m=small.diameter_m * 2)
     images = images_of(np.full(SIZE, 5.0, np.float32))
     halves = [
-        ViewWriter(mesh, 1, torch.float32, torch.device('cpu')).write(
+        ViewWriter(mesh, 1, pairs_spec(torch.float32), torch.device('cpu')).write(
             poses_at((0.0, 0.0, z)), images, REFINER_CROP, SIZE
         )[0]
         for mesh, z in ((small, 0.5), (big, 1.0))

@@ -6,7 +6,7 @@ import importlib.util
 import logging
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,7 +34,7 @@ from ..runtime.tensorrt_engine import TensorRtEngine
 from ..runtime.torch_engine import Function, TorchEngine
 from ..runtime.workspace import Workspace
 from . import heads
-from .crops import CROP_PX, OBSERVED, RENDERED
+from .crops import PAIR, pairs_spec
 from .export import (
     APART,
     FUSED,
@@ -47,6 +47,8 @@ from .export import (
     exported_weights,
     source_file,
 )
+from .network_engines import NetworkEngines as NetworkEngines
+from .network_engines import PairedEngine, of_pairs
 from .networks import scaled
 from .quantization import read_scales
 from .self_check import (
@@ -55,7 +57,7 @@ from .self_check import (
     measured_tolerance,
     reference_of,
     require_agreement,
-    require_outputs,
+    require_ports,
 )
 from .weights import INT8, PoseNetworks
 
@@ -64,28 +66,9 @@ BACKENDS = ('auto', 'torch', 'onnxruntime', 'tensorrt', 'tensorrt_rtx')
 KINDS = ('refiner', 'extractor')
 FEATURES = 512  # channels of a crop's features at width 1, foundationpose.md §1
 COMPARED_WITH = 'compared_with'  # in an engine's tolerance: comparison()
-CROP = (BATCH, 6, CROP_PX, CROP_PX)
 
 Progress = Callable[[str, float, str], None]  # network, fraction done, phase
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class NetworkEngines:
-    """The engines of one weight set. explanation: which back end, and why, for the log.
-
-    largest: crops that both run at once, None for any number.
-    """
-
-    refiner: Engine
-    features: Engine
-    explanation: str
-    largest: int | None = None
-
-    @property
-    def crop(self) -> TensorSpec:
-        """What both take as crops: the dtype and the layout of the buffers to write."""
-        return self.refiner.inputs[0]
 
 
 def open_engines(
@@ -108,7 +91,8 @@ def open_engines(
     if backend == 'torch':
         engines = _torch_engines(networks)
     elif backend == 'onnxruntime':
-        engines = [OnnxEngine(exported(networks, kind, choice, backend)) for kind in KINDS]
+        files = [exported(networks, kind, choice, backend) for kind in KINDS]
+        engines = [PairedEngine(OnnxEngine(file)) for file in files]
     else:
         return _Plans(networks, choice, backend, progress).opened(reason)
     return NetworkEngines(engines[0], engines[1], f'{backend} ({reason})')
@@ -149,7 +133,7 @@ def _automatic_on_cuda(networks: PoseNetworks, choice: BackendChoice) -> tuple[s
     def check(plan: Path, platform: Platform) -> None:
         remedy = build_command(networks, choice, platform.backend)
         check_engine(plan, platform, remedy=remedy)
-        require_outputs(plan, read_manifest(plan, remedy), remedy)
+        require_ports(plan, read_manifest(plan, remedy), remedy)
         # plan_path() names engines and puts each back end's into a folder of its own
         expected = onnx_path(networks, plan.stem, choice, platform.backend)
         require_same_weights(networks, plan, source_of(plan, expected), remedy)
@@ -229,8 +213,22 @@ def is_exportable(networks: PoseNetworks) -> bool:
 
 
 def trunk_options(options: BuildOptions) -> BuildOptions:
-    """Return the options with which trunks are built: what follows reads pixel after pixel."""
-    return replace(options, channels_last=True, half_io=True)
+    """Return the options with which trunks are built.
+
+    What comes before and behind lies in memory pixel after pixel. batches: of pairs; a trunk's
+    input counts crops.
+    """
+
+    def crops(pairs: Sequence[int]) -> tuple[int, ...]:
+        return tuple(PAIR * count for count in pairs)
+
+    return replace(
+        options,
+        batches=None if options.batches is None else crops(options.batches),
+        default_batches=crops(options.default_batches),
+        channels_last=True,
+        half_io=True,
+    )
 
 
 def precision_of(networks: PoseNetworks, kind: str) -> str:
@@ -295,10 +293,12 @@ def _outputs(networks: PoseNetworks, dtype: torch.dtype) -> list[list[TensorSpec
 def _torch_engines(networks: PoseNetworks) -> list[Engine]:
     on_cuda = networks.device.type == 'cuda'
     layout = torch.channels_last if on_cuda else torch.contiguous_format
-    inputs = [TensorSpec(name, CROP, networks.dtype, layout) for name in (RENDERED, OBSERVED)]
+    inputs = [pairs_spec(networks.dtype, layout)]
     functions: list[Function] = [networks.refiner, networks.scorer.extract]
     return [
-        TorchEngine(f'{networks.name} {kind}', function, inputs, outputs, networks.device)
+        TorchEngine(
+            f'{networks.name} {kind}', of_pairs(function), inputs, outputs, networks.device
+        )
         for kind, function, outputs in zip(
             KINDS, functions, _outputs(networks, networks.dtype), strict=True
         )
@@ -321,9 +321,10 @@ class _Plans:
         whole = self._joined(refiner, features)
         explanation = f'{self.backend} ({reason})'
         batches = refiner.manifest.batches
-        if batches != (self.choice.batches or DEFAULT_BATCHES):
-            explanation += f', its engines tuned for {", ".join(map(str, batches))} crops'
-        largest = min(batches[-1], features.manifest.batches[-1])
+        pairs = tuple(crops // PAIR for crops in batches)
+        if pairs != (self.choice.batches or DEFAULT_BATCHES):
+            explanation += f', its engines tuned for {", ".join(map(str, pairs))} poses'
+        largest = min(batches[-1], features.manifest.batches[-1]) // PAIR
         return NetworkEngines(whole[0], whole[1], explanation, largest)
 
     def _joined(self, *trunks: TensorRtEngine) -> list[JoinedEngine]:
@@ -334,7 +335,8 @@ class _Plans:
             heads.ExtractorHead(networks.scorer, dtype),
         ]
         outputs = _outputs(networks, torch.float32)
-        joined = [JoinedEngine(*parts) for parts in zip(trunks, endings, outputs, strict=True)]
+        parts = zip(trunks, endings, outputs, strict=True)
+        joined = [JoinedEngine(*each, per_output=PAIR) for each in parts]
         plans = [self._plan(kind) for kind in TRUNKS]
         for kind, plan, trunk, whole in zip(KINDS, plans, trunks, joined, strict=True):
             self._require_trusted(whole, trunk.manifest, kind, plan)
@@ -356,7 +358,7 @@ class _Plans:
             source = source_of(plan, expected)
             require_same_weights(self.networks, plan, source, remedy)
         engine = TensorRtEngine(plan, self.networks.device, source, workspace, remedy=remedy)
-        require_outputs(plan, engine.manifest, remedy)
+        require_ports(plan, engine.manifest, remedy)
         require(
             (engine.manifest.precision == INT8) == (precision_of(self.networks, kind) == INT8),
             f'{plan} is {engine.manifest.precision}: build it again: {remedy}',
@@ -377,7 +379,7 @@ class _Plans:
         known = {**built.tolerance}
         compared_with = known.pop(COMPARED_WITH, None)
         if own is None or compared_with != own or RENDERED_CROPS not in known:
-            largest = built.batches[-1]
+            largest = built.batches[-1] // PAIR
             batch = min(CROPS, largest) if built.any_batch else largest
             known = measured_tolerance(engine, reference_of(self.networks, kind), batch)
             keep_tolerance(plan, {**known, COMPARED_WITH: own})

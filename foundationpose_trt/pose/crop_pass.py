@@ -16,7 +16,7 @@ import warp as wp
 
 from ..warp_launch import RecordedLaunch, as_warp, is_same_view, pinned_as_warp, stream_of
 from . import track_kernels as kernels
-from .crops import CROP_PX, REFINER_CROP
+from .crops import CROP_PX, PAIR, REFINER_CROP
 from .mesh_bank import MeshBank
 from .quality import MIN_TOLERANCE_M, TOLERANCE_OF_DEPTH_SQUARED, TOLERANCE_OF_DIAMETER
 from .raster_kernels import Instances, rasterize
@@ -29,8 +29,8 @@ FEW = 8  # poses, with which the largest face decides how long drawing takes
 FACE_PARTS = 8  # threads that share its rows then, on CUDA
 OUTPUTS = ('trans', 'rot')  # of the refiner, in the order of kernels.move's arguments, from 1
 
-Crops = tuple[torch.Tensor, torch.Tensor]
-Refine = Callable[[torch.Tensor, torch.Tensor], dict[str, torch.Tensor]]
+Refine = Callable[[torch.Tensor], dict[str, torch.Tensor]]  # of pairs of crops
+OBSERVED_ARGUMENT = 5  # of kernels.write_crops: where the second halves go
 
 
 def views_of(found: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -79,16 +79,17 @@ class CropPass:
         self,
         bank: MeshBank,
         diameters_m: Sequence[float],
-        crops: Crops,
+        crops: torch.Tensor,
         images: PassImages,
         given: Given | None = None,
         visibility: torch.Tensor | None = None,
     ) -> None:
-        """diameters_m: of the bank's meshes. crops: rendered and observed (n, 6, 160, 160), the
-        buffers that write() fills. given: what start() reads. visibility:
-        (n, 160, 160) int64 scratch memory, of its own by default."""
+        """diameters_m: of the bank's meshes. crops: n pairs (2 n, 6, 160, 160), or in blocks, the
+        buffer that write() fills. given: what start() reads. visibility: (n, 160, 160) int64
+        scratch memory, of its own by default."""
         self._bank, self._device, self._crops = bank, bank.device, crops
-        self._count, self._halves = len(crops[0]), crops
+        self._count = len(crops) // PAIR
+        self._pairs: dict[int, tuple[torch.Tensor, Any]] = {}  # by their number; the second half
         self._held: list[Any] = [images]  # what recorded launches read and write
         self.stream: wp.Stream | None = None  # of all launches since use_current_stream()
         self._moves: dict[tuple[torch.dtype, ...], RecordedLaunch] = {}  # by the outputs' types
@@ -161,7 +162,8 @@ class CropPass:
         self._parts = FACE_PARTS if device.type == 'cuda' and n <= FEW else 1
         faces = (n, self._bank.max_faces, self._parts)
         drawn = [meshes, tracked.instances, visibility, self._parts]
-        crops = [tracked, meshes, visibility, seen, *(as_warp(half) for half in self._crops)]
+        halves = map(as_warp, self._crops.chunk(PAIR))
+        crops = [tracked, meshes, visibility, seen, *halves]
         counted = [tracked, visibility, seen, tolerance]
         runs = (n, CROP_PX, CROP_PX // int(kernels.RUN_PX))
         placed = [tracked, as_warp(self._placed, wp.mat44), 0]
@@ -171,6 +173,7 @@ class CropPass:
         self._write = RecordedLaunch(kernels.write_crops, (n, CROP_PX, CROP_PX), crops, device)
         self._count_evidence = RecordedLaunch(kernels.count_evidence, runs, counted, device)
         self._mesh = 0  # that place() was recorded with
+        self._written = n  # poses that write() was recorded with
 
     def use_current_stream(self) -> None:
         """Launch on torch's current stream from now on."""
@@ -194,12 +197,17 @@ class CropPass:
         """Draw the first n poses where they are."""
         self._draw((n, self._bank.max_faces, self._parts), self.stream)
 
-    def write(self, n: int) -> Crops:
-        """Write the network inputs of the first n poses; views of the buffers."""
+    def write(self, n: int) -> torch.Tensor:
+        """Write the network inputs of the first n poses (2 n, ...); a view of the buffer."""
+        if n not in self._pairs:
+            observed = as_warp(self._crops[n : PAIR * n])
+            self._pairs[n] = self._crops[: PAIR * n], observed
+        pairs, observed = self._pairs[n]
+        if n != self._written:
+            self._write.replace(OBSERVED_ARGUMENT, observed)
+            self._written = n
         self._write((n, CROP_PX, CROP_PX), self.stream)
-        if len(self._halves[0]) != n:
-            self._halves = self._crops[0][:n], self._crops[1][:n]
-        return self._halves
+        return pairs
 
     def move(self, update: Mapping[str, torch.Tensor], n: int) -> None:
         """Apply the refiner's output to the first n poses; they are to be drawn anew."""

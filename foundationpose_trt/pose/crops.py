@@ -12,13 +12,24 @@ import torch
 import warp as wp
 
 from ..datatypes import require
+from ..runtime.specs import BATCH, TensorSpec
 from ..warp_launch import as_warp, launch
-from .raster_kernels import bounded
+from .crop_blocks import is_crop_shape
+from .raster_kernels import CHANNELS, bounded, put
 
 wp.set_module_options({'enable_backward': False})  # nothing is differentiated; half to compile
 
 RENDERED, OBSERVED = 'inputA', 'inputB'  # what networks call the halves, foundationpose.md §6.4
+PAIRS = 'crops'  # the input of both in one tensor, all of the first before all of the second
+PAIR = 2  # crops of a pair
 CROP_PX = 160  # input_resize of both released configurations, foundationpose.md §1.7
+
+
+def pairs_spec(
+    dtype: torch.dtype, layout: torch.memory_format = torch.contiguous_format
+) -> TensorSpec:
+    """What a network takes as pairs of crops (2 N, 6, 160, 160)."""
+    return TensorSpec(PAIRS, (BATCH, CHANNELS, CROP_PX, CROP_PX), dtype, layout)
 
 
 @dataclass(frozen=True)
@@ -161,7 +172,7 @@ def sample_observed(
     sampling: Sampling,
     out: wp.array4d(dtype=Any),
 ):
-    """Observed half "B": bilinear colour, nearest depth turned into normalised xyz, NCHW."""
+    """Observed half "B": bilinear colour, nearest depth turned into normalised xyz."""
     n, j, i = wp.tid()
     image = n * observation.depth.shape[0] // out.shape[0]
     height = observation.depth.shape[1]
@@ -171,7 +182,7 @@ def sample_observed(
     y = grid[1] + float(j) * grid[3]
     color = bilinear_color(rgb, image * height * width, wp.vec2i(height, width), y, x)
     for c in range(3):
-        out[n, c, j, i] = out.dtype(color[c] / observation.color_range)
+        put(out, n, c, j, i, color[c] / observation.color_range)
     u = source_index(i, grid[0], grid[2])
     v = source_index(j, grid[1], grid[3])
     read_u = u
@@ -188,7 +199,7 @@ def sample_observed(
             point = wp.vec3((float(u) - k[2]) / k[0] * z, (float(v) - k[3]) / k[1] * z, z)
             xyz = (point - sampling.translation[n]) * sampling.inverse_radius[n]
     for c in range(3):
-        out[n, c + 3, j, i] = out.dtype(bounded(xyz[c]))
+        put(out, n, c + 3, j, i, bounded(xyz[c]))
 
 
 @dataclass(frozen=True)
@@ -224,14 +235,16 @@ class CropGeometry:
 def write_observed_input(
     out: torch.Tensor, images: ObservedImages, crops: CropGeometry, spec: CropSpec
 ) -> None:
-    """Write B into out (N, 6, 160, 160), fp32 or fp16, any strides; asynchronous.
+    """Write B into out (N, 6, 160, 160), or in blocks (crop_blocks.in_blocks); asynchronous.
+
+    fp32 or fp16, any strides.
 
     Raises ValueError for a crop count that the images do not divide and for other crop sizes.
     """
     require(
-        len(out) % len(images.rgb) == 0 and out.shape[1:] == (6, CROP_PX, CROP_PX),
+        len(out) % len(images.rgb) == 0 and is_crop_shape(out.shape, len(out), (CROP_PX, CROP_PX)),
         f'out is {tuple(out.shape)} for {len(images.rgb)} images, must be'
-        f' (a multiple of them, 6, {CROP_PX}, {CROP_PX})',
+        f' (a multiple of them, 6, {CROP_PX}, {CROP_PX}), or that in blocks of 4x4 pixels',
     )
     observation = Observation()
     observation.depth = as_warp(images.depth_m)

@@ -69,8 +69,8 @@ class PoseEstimator:
         self._use(settings_by_object(settings, len(self.meshes)))
         engines = engines or open_engines(networks, BackendChoice('torch'))
         self._largest = engines.largest
-        capacity, crop = self._crops_at_once(self._settings), engines.crop
-        self._views = ViewWriter(self.meshes, capacity, crop.dtype, self.device, crop.layout)
+        capacity = self._crops_at_once(self._settings)
+        self._views = ViewWriter(self.meshes, capacity, engines.crops, self.device)
         graphs = self.settings[0].cuda_graph_cache_capacity
         self.inference = PoseInference(engines, networks, self._views.crops, graphs)
         self._uploader: Uploader | None = None
@@ -356,7 +356,7 @@ class PoseEstimator:
         """Logits (N,) of all poses against each other; features in chunks, ranking at once."""
         size = self._views.capacity
         features = [
-            self.inference.features(*self._views.write(part, images, SCORER_CROP, images.size, of))
+            self.inference.features(self._views.write(part, images, SCORER_CROP, images.size, of))
             for part, of in zip(poses.split(size), objects.split(size), strict=True)
         ]
         return self.inference.rank(torch.cat(features)[None])[0].float()

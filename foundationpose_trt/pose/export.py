@@ -18,10 +18,11 @@ from torch import nn
 from .. import __version__
 from ..datatypes import require
 from ..runtime.engine_manifest import sha256_of, write_atomically
-from .crops import CROP_PX, OBSERVED, RENDERED
+from .crops import CROP_PX, OBSERVED, PAIR, PAIRS, RENDERED
 from .networks import fold_batch_norm
 from .quantization import read_scales
 from .quantized_networks import quantized_stage
+from .raster_kernels import BLOCK_PX, CHANNELS
 from .typed_networks import (
     Rewrite,
     TypedExtractor,
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
 OPSET = 17  # the newest that TensorRT 8.6 parses, the first with LayerNormalization
 HALF_OPSET = 19  # the first whose QuantizeLinear takes half; for TensorRT 10 and later
 EXPORTER = 'torch.onnx.export, TorchScript-based (dynamo=False)'
-INPUTS = (RENDERED, OBSERVED)
 OUTPUTS = {
     'refiner': ('trans', 'rot'),
     'scorer': ('score_logit',),
@@ -62,7 +62,8 @@ WEIGHTS_OF = {
 }
 TRUNKS = ('refiner_trunk', 'extractor_trunk')
 QUANTIZED = 'refiner_trunk'  # what precision int8 quantizes
-CROP = (6, CROP_PX, CROP_PX)
+CROP = (CHANNELS, CROP_PX, CROP_PX)
+BLOCKS = (CHANNELS * BLOCK_PX**2, CROP_PX // BLOCK_PX, CROP_PX // BLOCK_PX)
 DYNAMIC = 'dynamic'  # in a request: any batch
 # How residual sums are written (typed_networks.py), and what int8 files are without the types that
 # TensorRT 8.6 chooses itself: all that is not in integers is float32, as its QuantizeLinear wants.
@@ -90,7 +91,7 @@ def typed_network(
     rewrite: Rewrite | None = sums_apart if form == APART else None
     if precision == INT8:
         rewrite = partial(quantized_stage, scales=scales_of(networks))
-    trunk = partial(TypedTrunk, rewrite=rewrite)
+    trunk = partial(TypedTrunk, rewrite=rewrite, on_blocks=on_blocks(kind, precision))
     make: dict[str, Callable[..., nn.Module]] = {
         'refiner': TypedRefiner,
         'scorer': TypedScorer,
@@ -102,6 +103,16 @@ def typed_network(
     fold_batch_norm(network)
     network.to(memory_format=torch.contiguous_format)
     return make[kind](network, type_of(precision, form)).eval().requires_grad_(False)
+
+
+def on_blocks(kind: str, precision: str) -> bool:
+    """Whether a network takes its crops in blocks: for matrix units, which half has."""
+    return kind in TRUNKS and precision != 'fp32'
+
+
+def inputs_of(kind: str) -> tuple[str, ...]:
+    """Names of a network's inputs: a trunk has both halves, one behind the other, in one."""
+    return (PAIRS,) if kind in TRUNKS else (RENDERED, OBSERVED)
 
 
 def precisions_of(kind: str) -> tuple[str, ...]:
@@ -147,9 +158,11 @@ def onnx_model(
 
     precision: 'fp32' or 'fp16' (typed_networks.py says what stays float32), of QUANTIZED 'int8'.
     batch: fixed number of crop pairs, or None for any. form: as typed_network takes it. Inputs
-    inputA (rendered) and inputB (observed), (batch, 6, 160, 160) of type_of(...); outputs float32:
-    trans and rot, (batch, 3), or score_logit, (batch,), or features, (batch, d); or of that type
-    image, (batch, d, 20, 20). Every tensor in the file carries its type, checked.
+    inputA (rendered) and inputB (observed), (batch, 6, 160, 160) of type_of(...); of a trunk
+    crops, (2 * batch, 6, 160, 160), the rendered ones first, or (2 * batch, 96, 40, 40) where they
+    come in blocks. Outputs float32: trans and rot, (batch, 3), or score_logit, (batch,), or
+    features, (batch, d); of a trunk, of the inputs' type, image, (batch, d, 20, 20). Every tensor
+    in the file carries its type, checked.
     Raises ValueError for other words, batch < 1, weights too large for fp16, and when the
     package `onnx` is absent.
     """
@@ -161,13 +174,15 @@ def onnx_model(
         import onnx
     except ImportError as error:
         raise ValueError('export needs the package onnx: pip install onnx onnxruntime') from error
-    traced = _traced(network, kind, type_of(precision, form), opset_of(precision, form))
+    inputs = _sample(kind, precision, type_of(precision, form))
+    traced = _traced(network, kind, inputs, opset_of(precision, form))
     model = onnx.load_model_from_string(traced)
     if precision == INT8:
         _without_identities(model.graph)
     if batch is not None:
         for port in (*model.graph.input, *model.graph.output):
-            port.type.tensor_type.shape.dim[0].dim_value = batch
+            size = PAIR * batch if port.name == PAIRS else batch
+            port.type.tensor_type.shape.dim[0].dim_value = size
     del model.graph.value_info[:]
     model = onnx.shape_inference.infer_shapes(
         model, check_type=True, strict_mode=True, data_prop=True
@@ -188,24 +203,34 @@ def _without_identities(graph: onnx.GraphProto) -> None:
     graph.node.extend(kept)
 
 
-def _traced(network: nn.Module, kind: str, dtype: torch.dtype, opset: int) -> bytes:
+def _sample(kind: str, precision: str, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    """Return what a network is traced with."""
+    if kind not in TRUNKS:
+        crops = torch.zeros(2, TRACED_BATCH, *CROP, dtype=dtype)
+        return crops[0], crops[1]
+    crop = BLOCKS if on_blocks(kind, precision) else CROP
+    return (torch.zeros(PAIR * TRACED_BATCH, *crop, dtype=dtype),)
+
+
+def _traced(network: nn.Module, kind: str, inputs: tuple[torch.Tensor, ...], opset: int) -> bytes:
     # The exporter over TorchScript is in every torch from 2.4 on and needs no further package;
     # dynamo=True needs onnxscript. Until torch 2.5 there is no other, and no word for it.
     choice: dict[str, Any] = {}
     if 'dynamo' in inspect.signature(torch.onnx.export).parameters:
         choice['dynamo'] = False
-    crops = torch.zeros(2, TRACED_BATCH, *CROP, dtype=dtype)
+    # the input of both halves is twice as long as what is called a batch
+    names = (*inputs_of(kind), *OUTPUTS[kind])
     file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', DeprecationWarning)
         torch.onnx.export(
             network,
-            (crops[0], crops[1]),
+            inputs,
             file,  # type: ignore[arg-type]
             opset_version=opset,
-            input_names=list(INPUTS),
+            input_names=list(inputs_of(kind)),
             output_names=list(OUTPUTS[kind]),
-            dynamic_axes={name: {0: 'batch'} for name in (*INPUTS, *OUTPUTS[kind])},
+            dynamic_axes={name: {0: 'crops' if name == PAIRS else 'batch'} for name in names},
             **choice,
         )
     return file.getvalue()
@@ -269,7 +294,7 @@ def export_request(
     told = sha256_of(source)
     scales = {'scales': read_scales(resolve_folder(weights), told)} if precision == INT8 else {}
     return {
-        'format': 6,
+        'format': 7,
         'kind': kind,
         'precision': precision,
         'form': form,

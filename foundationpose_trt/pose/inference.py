@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 
 from ..runtime.engine import Engine
 from ..runtime.graph_cache import CacheStats, CudaGraphCache
 from ..runtime.session import Session
 from .backends import NetworkEngines
-from .crops import OBSERVED, RENDERED
+from .crops import PAIRS
 from .weights import PoseNetworks
 
 
@@ -25,10 +23,10 @@ class PoseInference:
         self,
         engines: NetworkEngines,
         networks: PoseNetworks,
-        crops: Mapping[str, torch.Tensor],
+        crops: torch.Tensor,
         cuda_graph_cache_capacity: int = 0,
     ) -> None:
-        """networks: whose scorer ranks. crops: inputA and inputB, the buffers that calls write.
+        """networks: whose scorer ranks. crops: the buffer that calls write (ViewWriter).
 
         cuda_graph_cache_capacity: graphs kept per network; 0 runs without graphs.
         """
@@ -48,14 +46,13 @@ class PoseInference:
             else:
                 session.set_cuda_graph_cache(CudaGraphCache(capacity))
 
-    def refine(self, rendered: torch.Tensor, observed: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return {'trans': (N, 3), 'rot': (N, 3)} of crops (N, 6, 160, 160)."""
-        return self.refiner.run({RENDERED: rendered, OBSERVED: observed})
+    def refine(self, crops: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return {'trans': (N, 3), 'rot': (N, 3)} of N pairs of crops (2 N, ...)."""
+        return self.refiner.run({PAIRS: crops})
 
-    def features(self, rendered: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
-        """Return the scorer's features (N, d), the caller's own copy."""
-        inputs = {RENDERED: rendered, OBSERVED: observed}
-        return self.extractor.run(inputs, clone=True)['features']
+    def features(self, crops: torch.Tensor) -> torch.Tensor:
+        """Return the scorer's features (N, d) of N pairs of crops, the caller's own copy."""
+        return self.extractor.run({PAIRS: crops}, clone=True)['features']
 
     def rank(self, features: torch.Tensor) -> torch.Tensor:
         """Return the logits (1, N) of features (1, N, d)."""
@@ -68,5 +65,5 @@ class PoseInference:
         return {name: cache.stats() for name, cache in caches.items() if cache is not None}
 
 
-def _session(engine: Engine, crops: Mapping[str, torch.Tensor]) -> Session:
-    return Session(engine, None, crops)
+def _session(engine: Engine, crops: torch.Tensor) -> Session:
+    return Session(engine, None, {PAIRS: crops})

@@ -18,6 +18,8 @@ NEAR_M = wp.constant(0.001)  # near plane of the reference projection, foundatio
 EDGE_ROUNDING = wp.constant(1.0e-6)
 LEAST_WEIGHT = wp.constant(-1.0)
 EMPTY = wp.constant(wp.uint64(0xFFFFFFFFFFFFFFFF))
+CHANNELS = wp.constant(6)  # of a crop: R, G, B and x, y, z
+BLOCK_PX = wp.constant(4)  # side of a block: what the networks' first convolutions step over
 
 
 @wp.struct
@@ -265,6 +267,16 @@ def bounded(value: float) -> float:
 
 
 @wp.func
+def put(out: wp.array4d(dtype=Any), n: int, c: int, y: int, x: int, value: float):
+    """Set one value of a crop: in (N, 6, H, W), or in blocks (crop_blocks.in_blocks)."""
+    if out.shape[1] == CHANNELS:
+        out[n, c, y, x] = out.dtype(value)
+    else:
+        pixel = (y % BLOCK_PX) * BLOCK_PX + x % BLOCK_PX
+        out[n, pixel * CHANNELS + c, y // BLOCK_PX, x // BLOCK_PX] = out.dtype(value)
+
+
+@wp.func
 def write_rendered(  # noqa: PLR0913 (a Warp function writes through its parameters)
     meshes: Meshes,
     instances: Instances,
@@ -289,8 +301,8 @@ def write_rendered(  # noqa: PLR0913 (a Warp function writes through its paramet
             center = wp.vec3(pose[0, 3], pose[1, 3], pose[2, 3])
             xyz = (at.point - center) * inverse_radius[instances.mesh[at.instance]]
     for c in range(3):
-        out[n, c, y, x] = out.dtype(wp.clamp(color[c], 0.0, 1.0))
-        out[n, c + 3, y, x] = out.dtype(bounded(xyz[c]))
+        put(out, n, c, y, x, wp.clamp(color[c], 0.0, 1.0))
+        put(out, n, c + 3, y, x, bounded(xyz[c]))
 
 
 @wp.kernel
@@ -302,7 +314,7 @@ def shade_network_input(
     near_m: float,
     out: wp.array4d(dtype=Any),
 ):
-    """Rendered half "A" of the network input, NCHW."""
+    """Rendered half "A" of the network input, as put() takes it."""
     n, y, x = wp.tid()
     packed = visibility[n, y, x]
     write_rendered(meshes, instances, packed, inverse_radius, near_m, n, y, x, out)

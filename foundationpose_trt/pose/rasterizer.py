@@ -10,6 +10,7 @@ import warp as wp
 from ..datatypes import require
 from ..warp_launch import as_warp, launch
 from . import raster_kernels as kernels
+from .crop_blocks import is_crop_shape
 from .mesh_bank import MeshBank
 
 
@@ -130,14 +131,21 @@ class Rasterizer:
     def write_network_input(
         self, out: torch.Tensor, inverse_radius: torch.Tensor, near_m: float
     ) -> None:
-        """Write the drawn views into out (n, 6, H, W), fp32 or fp16, any strides.
+        """Write the drawn views into out (n, 6, H, W), or in blocks (crop_blocks.in_blocks).
+
+        fp32 or fp16, any strides.
 
         Channels: R, G, B in 0..1 and xyz relative to the pose's translation times
         inverse_radius[mesh] (2 / diameter, 1 / metres); values of 2 and more become 0 per
         channel, all three where z < near_m (foundationpose.md §2.1).
         """
         visibility = self._visibility[: self._images]
-        _require_shape('out', out, (len(visibility), 6, *visibility.shape[1:]))
+        height, width = visibility.shape[1:]
+        require(
+            is_crop_shape(out.shape, len(visibility), (height, width)),
+            f'out is {tuple(out.shape)}, must be {(len(visibility), 6, height, width)}, or that in'
+            ' blocks of 4x4 pixels',
+        )
         launch(
             kernels.shade_network_input,
             tuple(visibility.shape),

@@ -30,7 +30,7 @@ class RegisterPass:
         for part in poses.split(self._capacity):
             self._place(part, mesh)
             for done in range(1, iterations + 1):
-                self._pass.move(refine(*self._pass.write(len(part))), len(part))
+                self._pass.move(refine(self._pass.write(len(part))), len(part))
                 if done < iterations:
                     self._pass.draw(len(part))
             moved.append(self._pass.poses[: len(part)].clone())

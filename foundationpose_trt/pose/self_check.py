@@ -16,8 +16,9 @@ from ..runtime.agreement import relative_deviation
 from ..runtime.engine import Engine
 from ..runtime.engine_manifest import EngineManifest
 from ..runtime.session import Session
-from .crops import CROP_PX, REFINER_CROP, ObservedImages
-from .export import OUTPUTS, scales_of
+from .crop_blocks import in_blocks
+from .crops import CROP_PX, PAIR, REFINER_CROP, ObservedImages, pairs_spec
+from .export import OUTPUTS, inputs_of, scales_of
 from .mesh import ObjectMesh
 from .mesh_bank import MeshBank
 from .quantized_networks import quantized_stage
@@ -49,17 +50,22 @@ def reference_of(networks: PoseNetworks, kind: str) -> Callable[..., Any]:
     return copy.deepcopy(networks.scorer).float().extract
 
 
-def require_outputs(plan: Path, manifest: EngineManifest, remedy: str) -> None:
-    """Raise ValueError where a trunk's engine gives other outputs than those of today.
+def require_ports(plan: Path, manifest: EngineManifest, remedy: str) -> None:
+    """Raise ValueError where a trunk's engine takes or gives something else than those of today.
 
     plan: <kind>.engine.
     """
-    given, wanted = tuple(spec.name for spec in manifest.outputs), OUTPUTS[plan.stem]
-    require(
-        given == wanted,
-        f'{plan} gives {", ".join(given)}, not {", ".join(wanted)}: it was built by another'
-        f' version; build it again: {remedy}',
+    sides = (
+        ('takes', manifest.inputs, inputs_of(plan.stem)),
+        ('gives', manifest.outputs, OUTPUTS[plan.stem]),
     )
+    for does, specs, wanted in sides:
+        found = tuple(spec.name for spec in specs)
+        require(
+            found == wanted,
+            f'{plan} {does} {", ".join(found)}, not {", ".join(wanted)}: it was built by another'
+            f' version; build it again: {remedy}',
+        )
 
 
 def random_crops(seed: int = 0) -> Crops:
@@ -90,15 +96,14 @@ def rendered_crops(device: torch.device, seed: int = 0) -> Crops:
     truth = _poses(seed, device)
     bank = MeshBank([mesh], device)
     camera_view = Rasterizer(bank, 1, *size)
-    writer = ViewWriter(mesh, 1, torch.float32, device)
+    writer = ViewWriter(mesh, 1, pairs_spec(torch.float32), device)
     index = torch.zeros(1, 1, dtype=torch.int32, device=device)
     pairs = []
     for seen, believed in zip(truth.split(1), _moved(truth, seed).split(1), strict=True):
         camera_view.draw(index, seen[:, None], camera)
         image = camera_view.shade()
         observed = ObservedImages((image.color * 255).to(torch.uint8), image.depth_m, camera)
-        halves = writer.write(believed, observed, REFINER_CROP, size)
-        pairs.append([half.clone() for half in halves])
+        pairs.append(writer.write(believed, observed, REFINER_CROP, size).clone().chunk(PAIR))
     rendered, observed_half = (torch.cat(half) for half in zip(*pairs, strict=True))
     return rendered, observed_half
 
@@ -158,13 +163,14 @@ def deviations(
         for start in range(0, CROPS, batch)
     ]
     with Session(engine, None) as session:
+        (spec,) = engine.inputs
 
         def run(*halves: torch.Tensor) -> Mapping[str, torch.Tensor]:
-            inputs = {
-                spec.name: half.to(spec.dtype).contiguous(memory_format=spec.layout)
-                for spec, half in zip(engine.inputs, halves, strict=True)
-            }
-            return session.run(inputs, clone=True)
+            both = torch.cat(halves)
+            if both.shape[1:] != spec.shape[1:]:
+                both = in_blocks(both)
+            both = both.to(spec.dtype).contiguous(memory_format=spec.layout)
+            return session.run({spec.name: both}, clone=True)
 
         results = [run(*(half[at.to(half.device)] for half in pair)) for at in places]
         given = _outputs(results, names)

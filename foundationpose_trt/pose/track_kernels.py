@@ -12,7 +12,7 @@ import warp as wp
 
 from .crops import bilinear_color, inside, source_index
 from .lanes import LANES, is_first_lane, lanes_sum
-from .raster_kernels import EMPTY, Instances, Meshes, bounded, write_rendered
+from .raster_kernels import EMPTY, Instances, Meshes, bounded, put, write_rendered
 from .readout import MOST_DRIFT
 
 wp.set_module_options({'enable_backward': False})  # nothing is differentiated; half to compile
@@ -268,7 +268,7 @@ def write_crops(
     y = grid[1] + float(j) * grid[3] - float(patch[1])
     color = bilinear_color(seen.rgb, 0, size, y, x)
     for c in range(3):
-        observed[n, c, j, i] = observed.dtype(color[c] / 255.0)
+        put(observed, n, c, j, i, color[c] / 255.0)
     u = source_index(i, grid[0], grid[2])
     v = source_index(j, grid[1], grid[3])
     xyz = wp.vec3(0.0, 0.0, 0.0)
@@ -285,7 +285,7 @@ def write_crops(
             center = wp.vec3(pose[0, 3], pose[1, 3], pose[2, 3])
             xyz = (point - center) * seen.inverse_radius[tracked.instances.mesh[n]]
     for c in range(3):
-        observed[n, c + 3, j, i] = observed.dtype(bounded(xyz[c]))
+        put(observed, n, c + 3, j, i, bounded(xyz[c]))
 
 
 for _dtype in (wp.float32, wp.float16):  # before the first launch: each would build all anew

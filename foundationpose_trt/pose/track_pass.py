@@ -23,7 +23,8 @@ from ..runtime.stage_timer import StageTimer
 from ..warp_launch import RecordedLaunch, as_warp, pinned_as_warp
 from . import bus_kernels
 from . import track_kernels as kernels
-from .crop_pass import POSE, CropPass, Crops, Given, PassImages, Refine, views_of
+from .crop_pass import POSE, CropPass, Given, PassImages, Refine, views_of
+from .crops import PAIR
 from .depth import erode, smooth, spatial_weights
 from .mesh_bank import MeshBank
 from .page_locked import WORD, device_address
@@ -89,13 +90,13 @@ class TrackPass:
         self,
         bank: MeshBank,
         diameters_m: Sequence[float],
-        crops: Crops,
+        crops: torch.Tensor,
         size: tuple[int, int],
     ) -> None:
-        """diameters_m: of the bank's meshes. crops: rendered and observed (n, 6, 160, 160), the
-        buffers that write() fills; n poses at most. size: height, width of the images."""
+        """diameters_m: of the bank's meshes. crops: n pairs (2 n, 6, 160, 160), or in blocks, the
+        buffer that write() fills; n poses at most. size: height, width of the images."""
         self.size = size
-        self._device, self._count = bank.device, len(crops[0])
+        self._device, self._count = bank.device, len(crops) // PAIR
         self._diameters_m = [float(diameter_m) for diameter_m in diameters_m]
         self._is_cuda = self._device.type == 'cuda'
         pixels = size[0] * size[1]
@@ -256,8 +257,8 @@ class TrackPass:
         self._erode((1, threads), self._pass.stream)
         self._smooth((1, threads), self._pass.stream)
 
-    def write(self, n: int) -> Crops:
-        """Write the network inputs of the first n poses; views of the buffers."""
+    def write(self, n: int) -> torch.Tensor:
+        """Write the network inputs of the first n poses (2 n, ...); a view of the buffer."""
         return self._pass.write(n)
 
     def move(self, update: Mapping[str, torch.Tensor], n: int) -> None:
@@ -296,5 +297,5 @@ def run_pass(
     track.begin(frame, camera_from_centered, [index for index, _ in objects_and_iterations])
     for done in range(iterations[0]):
         active = sum(count > done for count in iterations)
-        track.move(refine(*track.write(active)), active)
+        track.move(refine(track.write(active)), active)
     return track.end(len(iterations))

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .crop_blocks import stage_on_blocks
 from .networks import HEADS, TOKENS, RefineNet, ResBlock, ScoreNet, input_projections
 
 
@@ -52,14 +53,17 @@ class _Trunk(nn.Module):
         self.channels = code.shape[-1]
         self.register_buffer('code', code)
 
-    def image(self, rendered: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
-        """Return what the convolutions give, (N, d, 20, 20)."""
-        count = rendered.shape[0]
-        both = self.encode_one(torch.cat([rendered, observed]))
-        return self.encode_both(torch.cat([both[:count], both[count:]], 1))
+    def image(self, crops: torch.Tensor, count: int, second: int) -> torch.Tensor:
+        """Return what the convolutions give, (count, d, 20, 20).
+
+        crops: rendered ones, then, from the place `second` on, as many observed ones.
+        """
+        each = self.encode_one(crops)
+        return self.encode_both(torch.cat([each[:count], each[second:]], 1))
 
     def forward(self, rendered: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
-        joined = self.image(rendered, observed)
+        count = rendered.shape[0]
+        joined = self.image(torch.cat([rendered, observed]), count, count)
         return joined.reshape(-1, self.channels, TOKENS).transpose(1, 2) + self.code
 
 
@@ -92,24 +96,33 @@ Rewrite = Callable[[nn.Sequential], nn.Sequential]
 
 
 class TypedTrunk(nn.Module):
-    """The convolutions of both networks: two crops of dtype -> (N, d, 20, 20) of it.
+    """The convolutions of both networks: crops (2 N, ...) of dtype -> (N, d, 20, 20) of it.
 
-    Without the positional code, which heads.py adds. rewrite: makes another stage over both images
-    of the network's (sums_apart, quantized_networks.quantized_stage). Takes parts of the network
-    over.
+    crops: N rendered ones, then N observed ones, in one tensor. Without the positional code, which
+    heads.py adds. rewrite: makes another stage over both images of the network's (sums_apart,
+    quantized_networks.quantized_stage). on_blocks: crops come in blocks (crop_blocks.py). Takes
+    parts of the network over.
     """
 
     def __init__(
-        self, network: RefineNet | ScoreNet, dtype: torch.dtype, rewrite: Rewrite | None = None
+        self,
+        network: RefineNet | ScoreNet,
+        dtype: torch.dtype,
+        rewrite: Rewrite | None = None,
+        on_blocks: bool = False,
     ) -> None:
         super().__init__()
         trunk = _trunk_of(network)
+        if on_blocks:
+            trunk.encode_one = stage_on_blocks(trunk.encode_one)
         if rewrite is not None:
             trunk.encode_both = rewrite(trunk.encode_both)
         self.trunk = trunk.to(dtype)
 
-    def forward(self, rendered: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
-        return self.trunk.image(rendered, observed)
+    def forward(self, crops: torch.Tensor) -> torch.Tensor:
+        # an odd number is no pairs, but TensorRT asks for the shapes of every number
+        count = (crops.shape[0] + 1) // 2
+        return self.trunk.image(crops, count, crops.shape[0] - count)
 
 
 class _Attention(nn.Module):

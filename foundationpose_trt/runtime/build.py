@@ -48,14 +48,15 @@ class BuildOptions:
     precision: the ONNX file decides between fp32, fp16 and int8 ('auto'); named, it must agree.
     'tf32' lets the layers of an fp32 file round their inputs to 10 bits of mantissa. batches:
     sizes to tune for, rising, where the file leaves the batch free; every size from 1 to the last
-    runs, with the kernels of the next larger one. workspace_bytes: bound for one layer's scratch
-    memory (None: TensorRT's). backend: 'auto' is tensorrt, or tensorrt_rtx where torch sees no
-    GPU or no TensorRT is installed. version_compatible: later versions load it too.
+    runs, with the kernels of the next larger one. default_batches: those of a new engine where
+    batches is None; one that is there may have others. workspace_bytes: bound for one layer's
+    scratch memory (None: TensorRT's). backend: 'auto' is tensorrt, or tensorrt_rtx where torch
+    sees no GPU or no TensorRT is installed. version_compatible: later versions load it too.
     compute_capabilities: of the GPUs to build for, such as '7.5' (RTX alone; by default its own
-    choice, or the GPU here where that leaves it out). channels_last: let outputs in half that are
-    images lie in memory pixel by pixel, as convolutions write them (torch.channels_last). half_io:
-    let inputs and outputs of a quantized file be half with TensorRT 8.6, for which the file has
-    them in single precision.
+    choice, or the GPU here where that leaves it out). channels_last: let inputs and outputs in
+    half that are images lie in memory pixel by pixel, as convolutions read and write them
+    (torch.channels_last). half_io: let inputs and outputs of a quantized file be half with
+    TensorRT 8.6, for which the file has them in single precision.
     """
 
     precision: str = 'auto'
@@ -66,12 +67,13 @@ class BuildOptions:
     compute_capabilities: tuple[str, ...] = ()
     channels_last: bool = False
     half_io: bool = False
+    default_batches: tuple[int, ...] = DEFAULT_BATCHES
 
     def __post_init__(self) -> None:
         for name, choices in (('precision', PRECISIONS), ('backend', BACKENDS)):
             value = getattr(self, name)
             require(value in choices, f'{name} is "{value}", must be one of {", ".join(choices)}')
-        sizes = DEFAULT_BATCHES if self.batches is None else self.batches
+        sizes = self.default_batches if self.batches is None else self.batches
         require(
             len(sizes) > 0 and sizes[0] >= 1 and sorted(set(sizes)) == list(sizes),
             f'batches are {sizes}, must be one or more rising numbers from 1',
@@ -221,7 +223,7 @@ class _Build:
                 self.api.take_half(network)
             inputs, outputs = self._specs(network, onnx)
             if self.options.channels_last:
-                self.api.write_channels_last(network)
+                self.api.order_channels_last(network)
             batches = self._batches(inputs, onnx)
             config = self._config(builder, inputs, batches)
             precision = self._set_precision(config, network, onnx)
@@ -286,7 +288,7 @@ class _Build:
 
     def _batches(self, inputs: tuple[TensorSpec, ...], onnx: Path) -> tuple[int, ...]:
         if any(spec.shape[:1] == (BATCH,) for spec in inputs):
-            return self.options.batches or DEFAULT_BATCHES
+            return self.options.batches or self.options.default_batches
         size = inputs[0].shape[0]
         require(
             self.options.batches in (None, (size,)),

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
+from ..datatypes import require
 from .engine import Engine, Execution
 from .specs import TensorSpec
 
@@ -36,13 +37,16 @@ class JoinedEngine:
     """One engine's outputs go through an ending that writes those of the whole.
 
     first: an engine on CUDA, whose inputs, workspace and all else are the whole's. ending:
-    enqueues on torch's current stream and waits for nothing.
+    enqueues on torch's current stream and waits for nothing. per_output: how many items of the
+    inputs make one of the outputs.
     """
 
     light = False
 
-    def __init__(self, first: Engine, ending: Ending, outputs: Sequence[TensorSpec]) -> None:
-        self.first, self.ending = first, ending
+    def __init__(
+        self, first: Engine, ending: Ending, outputs: Sequence[TensorSpec], per_output: int = 1
+    ) -> None:
+        self.first, self.ending, self._per_output = first, ending, per_output
         self.name = first.name
         self.inputs, self.outputs = first.inputs, tuple(outputs)
         self.device, self.graphable = first.device, first.graphable
@@ -53,8 +57,10 @@ class JoinedEngine:
         return self.name
 
     def execution(self, inputs: Mapping[str, torch.Tensor]) -> JoinedExecution:
-        """Set up for exactly these tensors; raises as the first engine does."""
+        """Set up for exactly these tensors; raises as the first engine does, and ValueError for
+        items that are left over."""
+        batch, left = divmod(len(next(iter(inputs.values()))), self._per_output)
+        require(left == 0, f'{self.name} takes whole multiples of {self._per_output} items')
         first = self.first.execution(inputs)
-        batch = len(next(iter(inputs.values())))
         outputs = {spec.name: spec.empty(batch, self.device) for spec in self.outputs}
         return JoinedExecution(first, [s.name for s in self.first.outputs], self.ending, outputs)

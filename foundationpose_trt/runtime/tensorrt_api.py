@@ -149,12 +149,13 @@ class TensorRtApi:
             feature = self.module.PreviewFeature.PROFILE_SHARING_0806
             config.set_preview_feature(feature, True)
 
-    def write_channels_last(self, network: Any) -> None:
-        """Let outputs in half that are images be written pixel by pixel, not channel by channel.
+    def order_channels_last(self, network: Any) -> None:
+        """Let inputs and outputs in half that are images lie pixel by pixel, not by channels.
 
         TensorRT's HWC8 is that, up to padding, which multiples of eight channels need none of.
         """
-        for tensor in (network.get_output(i) for i in range(network.num_outputs)):
+        inputs = [network.get_input(i) for i in range(network.num_inputs)]
+        for tensor in inputs + [network.get_output(i) for i in range(network.num_outputs)]:
             shape = tuple(tensor.shape)
             if tensor.dtype.name == 'HALF' and len(shape) == 4 and shape[1] % 8 == 0:
                 tensor.allowed_formats = 1 << int(self.module.TensorFormat.HWC8)
@@ -262,7 +263,7 @@ class TensorRtApi:
             dtype = self.torch_type(engine.get_tensor_dtype(name))
             shape, layout = tuple(engine.get_tensor_shape(name)), torch.contiguous_format
             if len(shape) == 4 and engine.get_tensor_format(name).name == 'HWC8':
-                layout = torch.channels_last  # as write_channels_last() made it
+                layout = torch.channels_last  # as order_channels_last() made it
             spec = TensorSpec(name, shape, dtype, layout)
             both[engine.get_tensor_mode(name) != takes].append(spec)
         return tuple(both[0]), tuple(both[1])

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from ..datatypes import require
 from ..detection.export import SIZES
 from ..pose.backends import NetworkEngines, open_engines
+from ..pose.crops import PAIR
 from ..pose.estimator import EstimatorSettings, PoseEstimator
 from ..pose.weights import PoseNetworks, load_networks
 from ..runtime.build import DEFAULT_BATCHES
@@ -276,10 +277,10 @@ def timings(call: Call, session: Session, batch: int, repeats: int) -> dict[str,
     waiting; hit_us: what a run takes of it beyond a bare replay of the graph.
     """
     g = torch.Generator().manual_seed(batch)
-    inputs = {spec.name: session.input(spec.name, batch) for spec in session.engine.inputs}
-    for spec in session.engine.inputs:
-        values = torch.rand(inputs[spec.name].shape, generator=g) - 0.5
-        inputs[spec.name].copy_(values.to(spec.dtype))
+    (spec,) = session.engine.inputs
+    inputs = {spec.name: session.input(spec.name, PAIR * batch)}
+    values = torch.rand(inputs[spec.name].shape, generator=g) - 0.5
+    inputs[spec.name].copy_(values.to(spec.dtype))
     for _ in range(WARM_UP):
         call(inputs)
     if session.engine.device.type != 'cuda':

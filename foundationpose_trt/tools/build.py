@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from ..datatypes import require
 from ..pose.backends import exported, open_engines, plan_path, trunk_options
+from ..pose.crops import PAIR
 from ..pose.export import TRUNKS
 from ..pose.self_check import LARGEST_DEVIATION
 from ..pose.weights import ALL_PRECISIONS, INT8, load_networks
@@ -201,11 +202,12 @@ def _title(built: dict[Path, EngineManifest]) -> str:
 
 
 def _row(plan: Path, built: EngineManifest) -> list[Any]:
+    each = PAIR if plan.stem in TRUNKS else 1  # batches are told in poses, as they are asked for
     return [
         plan.name,
         plan.stat().st_size / 1e6,
         built.precision,
-        ' '.join(map(str, built.batches)),
+        ' '.join(str(size // each) for size in built.batches),
         built.build_seconds,
         _worst_percent(built),
     ]
