@@ -225,19 +225,26 @@ def test_held_out_objects_are_never_trained_on():
 COMMON = ['--backgrounds', '1', '--seconds', '0', '--width', str(WIDTH), '--no-compile']
 
 
+def rounding() -> tuple[str, bool]:
+    return torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
+
+
 @pytest.fixture
-def kept_precision():
+def medium():
+    """No command's own choice."""
     before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision('medium')
     yield
     torch.set_float32_matmul_precision(before)
-    torch.backends.cudnn.benchmark = False
 
 
-def test_the_command_trains_validates_and_exports(tmp_path, kept_precision, monkeypatch, capsys):
+def test_the_command_trains_validates_and_exports(tmp_path, medium, monkeypatch, capsys):
+    """And leaves torch's products to others as exact as they were."""
     seeds = []
 
     def remembered(object_seeds: range, backgrounds: int, device: torch.device) -> TrainingWorld:
         seeds.append(object_seeds)
+        assert rounding() == ('high', True)
         return world_module.make_world(object_seeds, backgrounds, device, progress=False)
 
     monkeypatch.setattr(train_command, 'make_world', remembered)
@@ -245,6 +252,7 @@ def test_the_command_trains_validates_and_exports(tmp_path, kept_precision, monk
     arguments = ['train', 'refiner', '--out', str(out), '--objects', '3', '--batch', '4', *COMMON]
     arguments += ['--device', 'cpu', '--validation-batches', '1', '--json', str(report)]
     assert cli.main(arguments) == 0
+    assert rounding() == ('medium', False)
     assert seeds == [range(3), range(HELD_OUT_FROM_SEED, HELD_OUT_FROM_SEED + 3)]
     entry = json.loads((out / 'manifest.json').read_text())['networks']['refiner']
     assert entry['width'] == WIDTH and entry['training']['steps'] == 2

@@ -9,7 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ..datatypes import Outcome, PoseEstimate, PoseQuality
+from ..datatypes import NO_POSES, NO_SCORES, Outcome, PoseEstimate, PoseQuality
 from .estimator_settings import EstimatorSettings
 from .mesh import ObjectMesh
 
@@ -37,16 +37,16 @@ class Readout:
 
         camera_from_object: (4, 4) float64 of the same pose, where the device has made it.
         """
-        if not math.isfinite(sum(map(abs, numbers))):
+        if not math.isfinite(sum(numbers)):  # as all of them are: float32 sum up to less
             return PoseEstimate(Outcome.NOT_FINITE)
         if not self._in_range(numbers[11]):
             return PoseEstimate(Outcome.OUT_OF_RANGE)
         if camera_from_object is None:
             rotation = nearest_rotation(numbers[0:3] + numbers[4:7] + numbers[8:11])
             camera_from_object = self._uncentered(rotation, (numbers[3], numbers[7], numbers[11]))
-        rendered, agreeing, in_front, behind = numbers[16:]
-        quality = PoseQuality(int(rendered), int(agreeing), int(in_front), int(behind))
-        return PoseEstimate(Outcome.OK, camera_from_object, None, quality)
+        quality = PoseQuality(*map(int, numbers[16:]))
+        # all fields: defaults that are made anew take as long as the rest
+        return PoseEstimate(Outcome.OK, camera_from_object, None, quality, NO_POSES, NO_SCORES)
 
     def registration(self, values: np.ndarray, count: int) -> PoseEstimate:
         """Name the outcome of a registration that ended with `count` hypotheses, best first.

@@ -6,7 +6,8 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,17 +61,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Train one stretch, validate on held-out objects, export fp16 safetensors and manifest."""
     _check(options)
-    torch.backends.cudnn.benchmark = True
-    torch.set_float32_matmul_precision('high')
     is_detector = options.network == 'detector'
     train: Callable[..., Any] = trained_detector if is_detector else _train
     judge: Callable[..., None] = judge_detector if is_detector else _judge
-    with processes.joined(options.device):
-        device = processes.own_device(options.device)
-        trained, is_first = train(options, device), processes.rank() == 0
-    if is_first:
-        judge(options, device, trained)
+    with _quick_rather_than_exact():
+        with processes.joined(options.device):
+            device = processes.own_device(options.device)
+            trained, is_first = train(options, device), processes.rank() == 0
+        if is_first:
+            judge(options, device, trained)
     return 0
+
+
+@contextmanager
+def _quick_rather_than_exact() -> Iterator[None]:
+    """Let torch round products to TF32 and try kernels; as before for what follows."""
+    tries, products = torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()
+    torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision('high')
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = tries
+        torch.set_float32_matmul_precision(products)
 
 
 def _train(options: argparse.Namespace, device: torch.device) -> Trainer:
