@@ -22,13 +22,7 @@ from raster_rig import box_parts, mesh, on_devices, pose
 from scipy.spatial.transform import Rotation
 
 from foundationpose_trt.pose import quality
-from foundationpose_trt.pose.crops import (
-    REFINER_CROP,
-    SCORER_CROP,
-    CropSpec,
-    ObservedImages,
-    pairs_spec,
-)
+from foundationpose_trt.pose.crops import REFINER_CROP, SCORER_CROP, ObservedImages, pairs_spec
 from foundationpose_trt.pose.track_pass import TrackPass
 from foundationpose_trt.pose.views import ViewWriter
 from foundationpose_trt.tools import eager_crops as crops
@@ -249,10 +243,10 @@ class Run:
 
     def run(self) -> None:
         track = self.writer.track_pass(self.size, POSES)
-        for name, (rule, spec) in RULES.items():
+        for name, (rule, _) in RULES.items():
             cut = [crop_of(self.case, row, rule, self.raw) for row in range(POSES)]
             plain = [crop.rendered() for crop in cut]
-            ours, broken = (self.written(p, spec) for p in (self.case.poses, self.case.broken))
+            ours, broken = (self.written(p, name) for p in (self.case.poses, self.case.broken))
             for row, (crop, a, b) in enumerate(zip(cut, *ours, strict=True)):
                 self.keep(row, f'A of {name}', judge_rendered(crop.view, a, plain[row])[0])
                 self.keep(row, f'B of {name}', judge_observed(crop, EVERYWHERE, b))
@@ -260,10 +254,10 @@ class Run:
             for rows in TOGETHER if name == 'refiner' else ():
                 self.track(track, rows, cut, plain)
 
-    def written(self, poses: np.ndarray, spec: CropSpec) -> tuple[np.ndarray, np.ndarray]:
+    def written(self, poses: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
         given = torch.tensor(poses, dtype=torch.float32, device=self.device)
         objects = torch.tensor(self.case.objects, device=self.device)
-        halves = self.writer.write(given, self.images, spec, self.size, objects).chunk(2)
+        halves = self.writer.write(given, self.images, RULES[kind][1], self.size, objects).chunk(2)
         return tuple(half.cpu().numpy().copy() for half in halves)
 
     def compare_broken(self, ours: tuple, broken: tuple, rows: np.ndarray) -> None:
