@@ -9,8 +9,8 @@ from .track_kernels import Tracked
 wp.set_module_options({'enable_backward': False})  # nothing is differentiated; half to compile
 
 FETCHED_PX = wp.constant(8)  # pixels that are whole words of 8 bytes in both
-RGB_WORDS, DEPTH_WORDS = wp.constant(3), wp.constant(4)  # that they take
-NOWHERE = wp.constant(wp.uint64(0))
+RGB, DEPTH = wp.constant(0), wp.constant(1)  # places in Tracked.sources
+RGB_WORDS, DEPTH_WORDS = wp.constant(3), wp.constant(4)  # of FETCHED_PX pixels
 
 
 @wp.kernel
@@ -30,36 +30,21 @@ def word_at(address: wp.uint64, index: int) -> wp.uint64:
     return wp.uint64(0)  # as above
 
 
-@wp.func
-def patch_word(tracked: Tracked, address: wp.uint64, words: int, i: int) -> wp.uint64:
-    """Read word i of the patch in an image whose FETCHED_PX pixels take so many words."""
-    patch = tracked.patch[0]
-    along = patch[2] // FETCHED_PX * words
-    row = i // along
-    pitch = int(tracked.camera[4]) // FETCHED_PX * words
-    first = (patch[1] + row) * pitch + patch[0] // FETCHED_PX * words
-    return word_at(address, first + i - row * along)
-
-
 @wp.kernel
-def fetch_in_place(
-    tracked: Tracked, rgb: wp.array(dtype=wp.uint64), depth: wp.array(dtype=wp.uint64)
-):
-    """Copy the patch out of images in the host's memory, over the bus.
+def fetch_in_place(tracked: Tracked, image: int, words: int, target: wp.array(dtype=wp.uint64)):
+    """Copy the patch out of an image in the host's memory, over the bus.
 
-    Its columns and the image's are whole FETCHED_PX. An image without an address takes no thread.
+    image: its place in tracked.sources. words: that FETCHED_PX pixels of it take; the patch's
+    columns and the image's are whole FETCHED_PX.
     """
     i = wp.tid()
     patch = tracked.patch[0]
-    runs = patch[2] // FETCHED_PX * patch[3]
-    color = tracked.sources[0]
-    colors = int(0)
-    if color != NOWHERE:
-        colors = runs * RGB_WORDS
-    if i < colors:
-        rgb[i] = patch_word(tracked, color, RGB_WORDS, i)
-    elif tracked.sources[1] != NOWHERE and i - colors < runs * DEPTH_WORDS:
-        depth[i - colors] = patch_word(tracked, tracked.sources[1], DEPTH_WORDS, i - colors)
+    along = patch[2] // FETCHED_PX * words
+    row = i // along
+    if row < patch[3]:
+        pitch = int(tracked.camera[4]) // FETCHED_PX * words
+        first = (patch[1] + row) * pitch + patch[0] // FETCHED_PX * words
+        target[i] = word_at(tracked.sources[image], first + i - row * along)
 
 
 @wp.kernel

@@ -1,9 +1,9 @@
 """One tracked frame around the refiner: one way there, few launches, one way back.
 
 Only what a pose can reach is copied to the device. It reads images in page-locked memory where
-they are (page_locked.py); of others the host packs that part: depth first, so that it is filtered
-while the host packs the colours. Packing takes longer than the device needs for what it could do
-beside the copies, so they need no stream of their own. The CUDA graph is the refiner's alone.
+they are (page_locked.py), and filters the depth on a stream of its own while the colours come. Of
+others the host packs that part: depth first, so that it is filtered while the host packs the
+colours, which takes longer than what could be done beside. The CUDA graph is the refiner's alone.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from struct import Struct
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from ..cuda_streams import current_stream
 from ..datatypes import CameraIntrinsics, Frame
 from ..runtime.capture import CAPTURING
 from ..runtime.stage_timer import StageTimer
-from ..warp_launch import RecordedLaunch, as_warp, pinned_as_warp
+from ..warp_launch import RecordedLaunch, as_warp, pinned_as_warp, stream_of
 from . import bus_kernels
 from . import track_kernels as kernels
 from .crop_pass import POSE, CropPass, Given, PassImages, Refine, views_of
@@ -36,7 +36,6 @@ STEP = 4096  # of launches: a patch that grows by less needs no other one
 STEP_WORDS = STEP * 4 // WORD  # of what is fetched
 TIMED = 8  # of so many frames one is timed
 FETCHED_PX = int(bus_kernels.FETCHED_PX)
-IN_PLACE_WORDS = int(bus_kernels.RGB_WORDS), int(bus_kernels.DEPTH_WORDS)  # of so many pixels
 
 Sources = tuple[int, int]  # addresses of colours and depth for the device, 0: it cannot read them
 
@@ -53,7 +52,7 @@ class _Staged:
         self._per_word = WORD // size
         staging = torch.zeros(self._words, dtype=torch.int64, pin_memory=is_cuda)
         words = torch.zeros_like(staging, device=device) if is_cuda else staging
-        self._held = (staging, words)
+        self._held, self.device = (staging, words), device
         self.words = as_warp(words, wp.uint64)
         self.values = staging.numpy().view(torch.empty(0, dtype=dtype).numpy().dtype)
         self.on_device = words.view(dtype)[:count]
@@ -65,6 +64,41 @@ class _Staged:
         if self._held[0] is not self._held[1]:
             words = in_steps(-(-count // self._per_word), self._words, STEP_WORDS)
             self._fetch((words,), stream)
+
+
+class _InPlace:
+    """Fetching the patch of one image, colours or depth, out of page-locked memory."""
+
+    def __init__(self, tracked: Any, image: int, words: int, into: _Staged) -> None:
+        self._words, self._most = int(words), len(into.words)
+        arguments = [tracked, int(image), int(words), into.words]
+        self._fetch = RecordedLaunch(
+            bus_kernels.fetch_in_place, (self._most,), arguments, into.device
+        )
+
+    def __call__(self, patch: Patch, stream: wp.Stream | None) -> None:
+        words = self._words * (patch.pixels // FETCHED_PX)
+        self._fetch((in_steps(words, self._most, STEP_WORDS),), stream)
+
+
+class _Beside:
+    """A stream of its own for what may run beside the current one; both wait on the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._own = device, torch.cuda.Stream(device)
+        with torch.cuda.stream(self._own):
+            self.stream = stream_of(device)
+        self._begun, self._ended = torch.cuda.Event(), torch.cuda.Event()
+
+    def begin(self) -> None:
+        """Let it go on behind what the current stream has to do up to here."""
+        self._begun.record(current_stream(self._device))
+        self._own.wait_event(self._begun)
+
+    def join(self) -> None:
+        """Let the current stream go on behind what was launched on it."""
+        self._ended.record(self._own)
+        current_stream(self._device).wait_event(self._ended)
 
 
 class Tracked(NamedTuple):
@@ -117,9 +151,10 @@ class TrackPass:
         self.filtered = torch.zeros(1, pixels, device=self._device)
         images = PassImages(self._rgb.on_device, self.filtered, size)
         self._pass = CropPass(bank, diameters_m, crops, images, given)
-        arrays = [self._pass.tracked, self._rgb.words, self._depth.words]
-        words = (len(self._rgb.words) + len(self._depth.words),)
-        self._fetch = RecordedLaunch(bus_kernels.fetch_in_place, words, arrays, self._device)
+        colors = (bus_kernels.RGB, bus_kernels.RGB_WORDS, self._rgb)
+        depth = (bus_kernels.DEPTH, bus_kernels.DEPTH_WORDS, self._depth)
+        self._in_place = [_InPlace(self._pass.tracked, *each) for each in (colors, depth)]
+        self._beside = _Beside(self._device) if self._is_cuda else None
         self._results, self._final = self._record_return()
         self._record_filters()
 
@@ -217,20 +252,30 @@ class TrackPass:
         is packed it draws and filters in between, in less time than that takes.
         """
         if all(sources):
-            with self.timer:
-                self._fetch_in_place(patch, sources)
-            self._pass.draw(n)
-            self._filter(patch)
+            self._bring_in_place(patch, n)
             return
         with self.timer:
-            if any(sources):
-                self._fetch_in_place(patch, sources)
+            for source, fetch in zip(sources, self._in_place, strict=True):
+                if source:
+                    fetch(patch, self._pass.stream)
             self._pass.draw(n)
             if not sources[1]:
                 self._send_depth(frame, patch)
-            self._filter(patch)
+            self._filter(patch, self._pass.stream)
             if not sources[0]:
                 self._send_colors(frame, patch)
+
+    def _bring_in_place(self, patch: Patch, n: int) -> None:
+        """Bring both images; the depth is filtered while colours come and poses are drawn."""
+        assert self._beside is not None
+        fetch_colors, fetch_depth = self._in_place
+        with self.timer:
+            fetch_depth(patch, self._pass.stream)
+            self._beside.begin()
+            self._filter(patch, self._beside.stream)
+            fetch_colors(patch, self._pass.stream)
+        self._pass.draw(n)
+        self._beside.join()
 
     def _take(self, frame: Frame, patch: Patch, n: int) -> None:
         """Do the same on a CPU."""
@@ -238,13 +283,7 @@ class TrackPass:
         with self.timer:
             self._send_depth(frame, patch)
             self._send_colors(frame, patch)
-        self._filter(patch)
-
-    def _fetch_in_place(self, patch: Patch, sources: Sources) -> None:
-        along = sum(words for words, source in zip(IN_PLACE_WORDS, sources, strict=True) if source)
-        words = along * (patch.pixels // FETCHED_PX)
-        most = len(self._rgb.words) + len(self._depth.words)
-        self._fetch((in_steps(words, most, STEP_WORDS),), self._pass.stream)
+        self._filter(patch, None)
 
     def _send_depth(self, frame: Frame, patch: Patch) -> None:
         packed = self._depth.values[: patch.pixels].reshape(patch.height, patch.width)
@@ -256,10 +295,10 @@ class TrackPass:
         np.copyto(packed, patch.of(frame.rgb))
         self._rgb.send(3 * patch.pixels, self._pass.stream)
 
-    def _filter(self, patch: Patch) -> None:
+    def _filter(self, patch: Patch, stream: wp.Stream | None) -> None:
         threads = in_steps(patch.pixels, self.size[0] * self.size[1])
-        self._erode((1, threads), self._pass.stream)
-        self._smooth((1, threads), self._pass.stream)
+        self._erode((1, threads), stream)
+        self._smooth((1, threads), stream)
 
     def write(self, n: int) -> torch.Tensor:
         """Write the network inputs of the first n poses (2 n, ...); a view of the buffer."""
