@@ -254,7 +254,7 @@ def test_cuda_falls_back_to_torch_and_says_why(tmp_path):
     engines = open_engines(load_networks('small', 'cuda', 'fp16'), BackendChoice(folder=tmp_path))
     assert isinstance(engines.refiner, TorchEngine)
     assert 'tensorrt' in engines.explanation
-    assert engines.crop.dtype == torch.float16
+    assert engines.crops.dtype == torch.float16
 
 
 @pytest.mark.gpu

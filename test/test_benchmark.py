@@ -6,8 +6,12 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from scipy.spatial.transform import Rotation
 
+from foundationpose_trt.runtime.session import Session
+from foundationpose_trt.runtime.specs import BATCH, TensorSpec
+from foundationpose_trt.runtime.torch_engine import TorchEngine
 from foundationpose_trt.tools import benchmark, benchmark_poses, cli
 from foundationpose_trt.tools.benchmark import Rung, ladder
 
@@ -120,3 +124,13 @@ def test_poses_are_compared_in_degrees_and_millimetres():
 )
 def test_engines_are_built_for_what_the_usual_ones_cannot_run(batches, expected):
     assert benchmark.tuned_for(batches) == expected
+
+
+@pytest.mark.parametrize('batch', [1, 3])
+def test_a_batch_is_of_pairs_of_crops(monkeypatch, batch):
+    monkeypatch.setattr(benchmark, 'WARM_UP', 0)
+    spec, called = TensorSpec('crops', (BATCH, 2), torch.float32), []
+    engine = TorchEngine('net', lambda crops: crops, [spec], [spec], 'cpu')
+    with Session(engine, None) as session:
+        benchmark.timings(called.append, session, batch, 2)
+    assert [len(inputs['crops']) for inputs in called] == [2 * batch] * 2

@@ -9,9 +9,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from foundationpose_trt.pose import backends
 from foundationpose_trt.pose.backends import exported, onnx_path, open_engines
+from foundationpose_trt.pose.crops import pairs_spec
 from foundationpose_trt.pose.weights import PoseNetworks, load_networks, resolve_folder
 from foundationpose_trt.runtime import engine_manifest
 from foundationpose_trt.runtime.choice import BackendChoice
@@ -27,6 +29,8 @@ class Engines:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **tolerance: object) -> None:
         self.tolerance: dict[str, dict[str, object]] = {}
         self.precision, self.inputs, self.output = 'fp32', ['crops'], 'image'
+        self.batches, self.pairs = (2, 16, 128, 252), []
+        self.layouts = [torch.contiguous_format] * 2
         self.first, self.found, self.compared, self.writable = tolerance, RIGHT, [], True
         monkeypatch.setattr(backends, 'require_serves', lambda *_: None)
         monkeypatch.setattr(backends, 'TensorRtEngine', self._open)
@@ -36,16 +40,20 @@ class Engines:
     def _open(self, plan: Path, *_: object, **__: object) -> SimpleNamespace:
         tolerance = self.tolerance.setdefault(plan.stem, dict(self.first))
         manifest = SimpleNamespace(
-            tolerance=tolerance, batches=(2, 16, 128, 252), any_batch=True,
+            tolerance=tolerance, batches=self.batches, any_batch=True,
             precision=self.precision, outputs=(SimpleNamespace(name=self.output),),
             inputs=tuple(SimpleNamespace(name=name) for name in self.inputs),
         )  # fmt: skip
         return SimpleNamespace(
-            name=plan.name, plan=plan, manifest=manifest, inputs=(), outputs=(), device=None,
+            name=plan.name, plan=plan, manifest=manifest, outputs=(), device=None,
+            inputs=(pairs_spec(torch.float32, self.layouts[BOTH.index(plan.stem)]),),
             graphable=True, warm_up_runs=1,
         )  # fmt: skip
 
-    def _measure(self, engine: SimpleNamespace, *_: object) -> dict[str, dict[str, float]]:
+    def _measure(
+        self, engine: SimpleNamespace, _: object, batch: int
+    ) -> dict[str, dict[str, float]]:
+        self.pairs.append(batch)
         self.compared.append(engine.first.plan.stem)
         return {'random_crops_relative': RIGHT, RENDERED: self.found}
 
@@ -70,6 +78,41 @@ def test_an_engine_is_compared_once(networks, choice, monkeypatch):
     for _ in range(3):
         open_engines(networks, choice)
     assert engines.compared == BOTH
+
+
+def test_two_crops_make_one_pose(networks, choice, monkeypatch):
+    engines = Engines(monkeypatch)
+    opened = open_engines(networks, choice)
+    assert opened.largest == 126 and opened.explanation == 'tensorrt (asked for)'
+    assert engines.pairs == [8, 8], 'as many as the comparison has'
+    engines.batches, engines.tolerance = (2, 8), {}
+    opened = open_engines(networks, choice)
+    assert opened.largest == 4
+    assert opened.explanation == 'tensorrt (asked for), its engines tuned for 1, 4 poses'
+    assert engines.pairs[2:] == [4, 4]
+    for engine, name, size in ((opened.refiner, 'rot', 3), (opened.features, 'features', 128)):
+        monkeypatch.setattr(engine, 'device', 'cpu')
+        engine.first.execution = lambda inputs: SimpleNamespace(nbytes=0)
+        crops = {'crops': torch.zeros(6, 1)}
+        assert engine.execution(crops).outputs[name].shape == (3, size)
+
+
+@pytest.mark.parametrize(
+    ('batches', 'layout'), [((2, 16), torch.channels_last), ((1,), torch.contiguous_format)]
+)
+def test_engines_that_read_crops_otherwise_or_no_pair_are_refused(
+    networks, choice, monkeypatch, batches, layout
+):
+    """As `build --onnx` makes them of a trunk's file, without the options of trunks."""
+    engines = Engines(monkeypatch)
+    engines.batches, engines.layouts[1] = batches, layout
+    told = (
+        r'refiner_trunk.engine takes \d+ crops \(6, 160, 160\) of torch.float32 in torch.contig.*'
+        r' and .*extractor_trunk.engine .*, and pairs; build both again: `foundationpose-trt build'
+    )
+    with pytest.raises(ValueError, match=told):
+        open_engines(networks, choice)
+    assert engines.compared == []
 
 
 def test_what_was_found_is_judged_at_every_start(networks, choice, monkeypatch):

@@ -202,6 +202,17 @@ def test_numbers_that_are_not_finite_stay_with_their_object(view):
     ]  # fmt: skip
 
 
+@pytest.mark.filterwarnings('ignore:overflow encountered in cast')
+@pytest.mark.parametrize('place', [(0, 3), (1, 1)])
+def test_numbers_too_large_for_a_kernel_stay_with_their_object(view, place):
+    far = STARTS[1].copy()
+    far[place] = 1e39  # beyond float32
+    estimates = made().track_all(view[0], {0: STARTS[0], 1: far, 2: STARTS[2]})
+    assert [estimates[i].outcome for i in range(3)] == [
+        Outcome.OK, Outcome.NOT_FINITE, Outcome.OK,
+    ]  # fmt: skip
+
+
 def test_depth_ranges_are_each_objects_own(view):
     settings = [EstimatorSettings(max_depth_m=far) for far in (10.0, 0.3, 10.0)]
     estimates = made(settings).track_all(view[0], dict(enumerate(STARTS)))

@@ -86,5 +86,5 @@ def test_two_items_of_the_inputs_may_make_one_of_the_outputs():
         found = session.run({'x': x})
     torch.testing.assert_close(found['sum'], x[:3] + x[3:] + x[:3] * x[3:])
     assert found['most'].shape == (3, 1)
-    with pytest.raises(ValueError, match='first takes whole multiples of 2 items'):
+    with pytest.raises(ValueError, match='first got 5 items, must be a multiple of 2'):
         engine.execution({'x': x[:5]})

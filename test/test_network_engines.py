@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from foundationpose_trt.pose.network_engines import PairedEngine, of_pairs
+from foundationpose_trt.pose.network_engines import PairedEngine, of_pairs, trunk_options
+from foundationpose_trt.runtime.build import BuildOptions
 from foundationpose_trt.runtime.session import Session
 from foundationpose_trt.runtime.specs import BATCH, TensorSpec
 from foundationpose_trt.runtime.torch_engine import TorchEngine
@@ -48,3 +49,11 @@ def test_an_odd_number_of_crops_is_refused():
         PairedEngine(whole([])).execution({'crops': torch.zeros(3, 2, 3)})
     with pytest.raises(ValueError, match='3 crops are no pairs'):
         of_pairs(lambda one, other: one)(torch.zeros(3, 2, 3))
+
+
+def test_trunks_are_built_for_twice_as_many_crops_as_poses():
+    """Where nobody names a number, an engine that is there may have others."""
+    named, default = (trunk_options(BuildOptions(batches=n)) for n in ((1, 8), None))
+    assert named.batches == (2, 16)
+    assert default.batches is None and default.default_batches == (2, 16, 128, 252)
+    assert named.channels_last and named.half_io

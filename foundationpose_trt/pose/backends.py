@@ -6,9 +6,9 @@ import importlib.util
 import logging
 import os
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -48,7 +48,7 @@ from .export import (
     source_file,
 )
 from .network_engines import NetworkEngines as NetworkEngines
-from .network_engines import PairedEngine, of_pairs
+from .network_engines import PairedEngine, largest_of, of_pairs, trunk_options
 from .networks import scaled
 from .quantization import read_scales
 from .self_check import (
@@ -180,10 +180,16 @@ def source_of(plan: Path, expected: Path) -> Path | None:
 
 def build_command(networks: PoseNetworks, choice: BackendChoice, backend: str) -> str:
     """How the engines of a weight set are built, so that they are found."""
+    command = command_line(networks, choice, backend)
+    return f'`{command}`, or start the node with build_engines:=true'
+
+
+def command_line(networks: PoseNetworks, choice: BackendChoice, backend: str) -> str:
+    """Return the command that builds the engines of a weight set, whatever is there."""
     words = ['foundationpose-trt', 'build', '--weights', str(networks.source or networks.name)]
     words += ['--precision', networks.precision, '--backend', backend]
     words += [] if choice.folder is None else ['--out', str(choice.folder)]
-    return f'`{shlex.join(words)}`, or start the node with build_engines:=true'
+    return shlex.join(words)
 
 
 def weights_sha256(networks: PoseNetworks, kind: str) -> str | None:
@@ -210,25 +216,6 @@ def comparison(networks: PoseNetworks, kind: str) -> str | None:
 def is_exportable(networks: PoseNetworks) -> bool:
     """Whether the networks came from files, so that what is exported can be told from others."""
     return networks.source is not None
-
-
-def trunk_options(options: BuildOptions) -> BuildOptions:
-    """Return the options with which trunks are built.
-
-    What comes before and behind lies in memory pixel after pixel. batches: of pairs; a trunk's
-    input counts crops.
-    """
-
-    def crops(pairs: Sequence[int]) -> tuple[int, ...]:
-        return tuple(PAIR * count for count in pairs)
-
-    return replace(
-        options,
-        batches=None if options.batches is None else crops(options.batches),
-        default_batches=crops(options.default_batches),
-        channels_last=True,
-        half_io=True,
-    )
 
 
 def precision_of(networks: PoseNetworks, kind: str) -> str:
@@ -318,14 +305,32 @@ class _Plans:
         """Open the engines; the explanation says where they are not tuned as they would be."""
         workspace = Workspace(normalized(self.networks.device))  # one runs after the other
         refiner, features = (self._engine(kind, workspace) for kind in TRUNKS)
+        self._require_alike(refiner, features)
         whole = self._joined(refiner, features)
         explanation = f'{self.backend} ({reason})'
         batches = refiner.manifest.batches
         pairs = tuple(crops // PAIR for crops in batches)
         if pairs != (self.choice.batches or DEFAULT_BATCHES):
             explanation += f', its engines tuned for {", ".join(map(str, pairs))} poses'
-        largest = min(batches[-1], features.manifest.batches[-1]) // PAIR
-        return NetworkEngines(whole[0], whole[1], explanation, largest)
+        return NetworkEngines(whole[0], whole[1], explanation, largest_of(refiner, features))
+
+    def _require_alike(self, *trunks: TensorRtEngine) -> None:
+        """Raise ValueError where not all trunks read the same pairs of crops.
+
+        `build --onnx` makes such ones, without the options of trunks.
+        """
+        told = [
+            f'{self._plan(kind)} takes {trunk.manifest.batches[-1]} crops {one.shape[1:]} of'
+            f' {one.dtype} in {one.layout}'
+            for kind, trunk in zip(TRUNKS, trunks, strict=True)
+            for one in trunk.inputs
+        ]
+        command = command_line(self.networks, self.choice, self.backend)
+        require(
+            largest_of(*trunks) > 0 and len({trunk.inputs for trunk in trunks}) == 1,
+            f'{" and ".join(told)}: they must take the same, and pairs; build both again:'
+            f' `{command}`',
+        )
 
     def _joined(self, *trunks: TensorRtEngine) -> list[JoinedEngine]:
         """Join the trunks with what comes behind them, and compare the whole with the networks."""

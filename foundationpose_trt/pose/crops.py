@@ -244,7 +244,8 @@ def write_observed_input(
     require(
         len(out) % len(images.rgb) == 0 and is_crop_shape(out.shape, len(out), (CROP_PX, CROP_PX)),
         f'out is {tuple(out.shape)} for {len(images.rgb)} images, must be'
-        f' (a multiple of them, 6, {CROP_PX}, {CROP_PX}), or that in blocks of 4x4 pixels',
+        f' (a multiple of them, 6, {CROP_PX}, {CROP_PX}), or that in blocks'
+        ' (crop_blocks.in_blocks)',
     )
     observation = Observation()
     observation.depth = as_warp(images.depth_m)

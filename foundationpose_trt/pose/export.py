@@ -313,7 +313,8 @@ def export_request(
 def write_export_manifest(path: Path, request: dict[str, Any], width: float) -> None:
     """Write <path>.json: the request, then what the ONNX file is and what wrote it.
 
-    width: the network's, 1.0 = official size. Shapes give a free batch as 'batch'.
+    width: the network's, 1.0 = official size. Shapes give a free batch as 'batch', that of both
+    halves in one as 'crops'.
     """
     import onnx
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from ..datatypes import require
+from ..runtime.build import BuildOptions
 from ..runtime.engine import Engine, Execution
 from ..runtime.specs import TensorSpec
+from ..runtime.tensorrt_engine import TensorRtEngine
 from .crops import OBSERVED, PAIR, PAIRS, RENDERED
 
 
@@ -30,6 +32,30 @@ class NetworkEngines:
     def crops(self) -> TensorSpec:
         """What both take as pairs of crops: the buffer to write."""
         return self.refiner.inputs[0]
+
+
+def trunk_options(options: BuildOptions) -> BuildOptions:
+    """Return the options with which trunks are built.
+
+    What comes before and behind lies in memory pixel after pixel. batches: of pairs; a trunk's
+    input counts crops.
+    """
+
+    def crops(pairs: Sequence[int]) -> tuple[int, ...]:
+        return tuple(PAIR * count for count in pairs)
+
+    return replace(
+        options,
+        batches=None if options.batches is None else crops(options.batches),
+        default_batches=crops(options.default_batches),
+        channels_last=True,
+        half_io=True,
+    )
+
+
+def largest_of(*trunks: TensorRtEngine) -> int:
+    """Return how many pairs of crops all of these trunks run at once."""
+    return min(trunk.manifest.batches[-1] for trunk in trunks) // PAIR
 
 
 def halves_of(crops: torch.Tensor) -> tuple[torch.Tensor, ...]:

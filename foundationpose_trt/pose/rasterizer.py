@@ -144,7 +144,7 @@ class Rasterizer:
         require(
             is_crop_shape(out.shape, len(visibility), (height, width)),
             f'out is {tuple(out.shape)}, must be {(len(visibility), 6, height, width)}, or that in'
-            ' blocks of 4x4 pixels',
+            ' blocks (crop_blocks.in_blocks)',
         )
         launch(
             kernels.shade_network_input,

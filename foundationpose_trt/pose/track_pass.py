@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from struct import Struct
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -137,9 +136,6 @@ class TrackPass:
         pixels = size[0] * size[1]
         given = self._make_given()
         self._header, self._addresses = given.header.numpy(), given.addresses.numpy()
-        self._header_bytes = memoryview(self._header.data).cast('B')
-        # of so many poses; numpy takes longer to read a list
-        self._formats = [Struct(f'={HEADER + POSE * n}f') for n in range(self._count + 1)]
         self._frame: Frame | None = None  # begun: its images may be read in place
         self._rgb = _Staged(3 * pixels, torch.uint8, self._device)
         self._depth = _Staged(pixels, torch.float32, self._device)
@@ -237,13 +233,13 @@ class TrackPass:
         camera_from_centered: Sequence[PoseNumbers],
         objects: Sequence[int],
     ) -> None:
-        n, first = len(objects), HEADER + POSE * self._count
-        self._formats[n].pack_into(
-            self._header_bytes, 0,
+        n, values = len(objects), self._header
+        values[: HEADER + POSE * n] = [
             k.fx, k.fy, k.cx, k.cy, k.width, k.height, patch.x, patch.y, patch.width, patch.height,
             *chain.from_iterable(camera_from_centered),
-        )  # fmt: skip
-        self._header[first : first + n] = objects
+        ]  # fmt: skip
+        first = HEADER + POSE * self._count
+        values[first : first + n] = objects
 
     def _bring(self, frame: Frame, patch: Patch, sources: Sources, n: int) -> None:
         """Bring the patch to the device; draw n poses and filter its depth there.

@@ -59,8 +59,11 @@ class JoinedEngine:
     def execution(self, inputs: Mapping[str, torch.Tensor]) -> JoinedExecution:
         """Set up for exactly these tensors; raises as the first engine does, and ValueError for
         items that are left over."""
-        batch, left = divmod(len(next(iter(inputs.values()))), self._per_output)
-        require(left == 0, f'{self.name} takes whole multiples of {self._per_output} items')
+        count = len(next(iter(inputs.values())))
+        batch, left = divmod(count, self._per_output)
+        require(
+            left == 0, f'{self.name} got {count} items, must be a multiple of {self._per_output}'
+        )
         first = self.first.execution(inputs)
         outputs = {spec.name: spec.empty(batch, self.device) for spec in self.outputs}
         return JoinedExecution(first, [s.name for s in self.first.outputs], self.ending, outputs)

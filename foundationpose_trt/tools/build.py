@@ -14,9 +14,10 @@ from typing import Any
 from tqdm import tqdm
 
 from ..datatypes import require
-from ..pose.backends import exported, open_engines, plan_path, trunk_options
+from ..pose.backends import exported, open_engines, plan_path
 from ..pose.crops import PAIR
 from ..pose.export import TRUNKS
+from ..pose.network_engines import trunk_options
 from ..pose.self_check import LARGEST_DEVIATION
 from ..pose.weights import ALL_PRECISIONS, INT8, load_networks
 from ..runtime.agreement import random_deviations
@@ -107,7 +108,9 @@ def run(options: argparse.Namespace) -> int:
     if all(_runs_here(plan) for plan in plans):
         _check(options, pairs)
     built = {plan: read_manifest(plan) for plan in plans}
-    print_table(_title(built), COLUMNS, [_row(*item) for item in built.items()])
+    # of weights they are told in poses, as they are asked for: each is of a pair of crops
+    each = 1 if options.weights is None else PAIR
+    print_table(_title(built), COLUMNS, [_row(*item, each) for item in built.items()])
     if options.json:
         content = {str(plan): json.loads(beside(plan, 'json').read_text()) for plan in built}
         options.json.write_text(json.dumps(content, indent=2) + '\n')
@@ -201,8 +204,7 @@ def _title(built: dict[Path, EngineManifest]) -> str:
     return f'{plan.parent}: {manifest.backend} {manifest.version}, for {target}'
 
 
-def _row(plan: Path, built: EngineManifest) -> list[Any]:
-    each = PAIR if plan.stem in TRUNKS else 1  # batches are told in poses, as they are asked for
+def _row(plan: Path, built: EngineManifest, each: int) -> list[Any]:
     return [
         plan.name,
         plan.stat().st_size / 1e6,
