@@ -26,7 +26,9 @@ from foundationpose_trt.pose.crops import (
     ObservedImages,
     pairs_spec,
 )
+from foundationpose_trt.pose.mesh_bank import MeshBank
 from foundationpose_trt.pose.networks import RefineNet, fold_batch_norm
+from foundationpose_trt.pose.rasterizer import Rasterizer
 from foundationpose_trt.pose.views import ViewWriter
 from foundationpose_trt.runtime.specs import BATCH, TensorSpec
 
@@ -181,3 +183,21 @@ def test_crops_of_another_shape_are_refused(frame):
     images = ObservedImages(torch.zeros(1, 8, 8, 3), torch.zeros(1, 8, 8), torch.ones(1, 4))
     with pytest.raises(ValueError, match=r'out is \(1, 96, 160, 160\), must be \(1, 6, 160, 160'):
         writer.write(torch.eye(4)[None], images, REFINER_CROP, (8, 8))
+
+
+@on_devices
+def test_drawings_of_another_size_are_written_in_blocks(device):
+    bank = MeshBank(MESHES, torch.device(device))
+    raster = Rasterizer(bank, 2, 40, 64)
+    index = torch.tensor([[0], [1]], dtype=torch.int32, device=device)
+    poses = tensor(np.stack([np.eye(4)] * 2), device)
+    poses[:, 2, 3] = 0.5
+    raster.draw(index, poses[:, None], torch.tensor([[70.0, 60, 35, 18]] * 2, device=device))
+    inverse = torch.tensor([2 / mesh.diameter_m for mesh in MESHES], device=device).float()
+    plain, blocks = (
+        torch.zeros(2, *shape, device=device) for shape in ((6, 40, 64), (96, 10, 16))
+    )
+    for out in (plain, blocks):
+        raster.write_network_input(out, inverse, 0.001)
+    assert (plain[:, 5] != 0).float().mean() > 0.02
+    torch.testing.assert_close(blocks, in_blocks(plain), atol=0, rtol=0)

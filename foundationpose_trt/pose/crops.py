@@ -15,7 +15,7 @@ from ..datatypes import require
 from ..runtime.specs import BATCH, TensorSpec
 from ..warp_launch import as_warp, launch
 from .crop_blocks import is_crop_shape
-from .raster_kernels import CHANNELS, bounded, put
+from .raster_kernels import CHANNELS, bounded, pixel_of, put
 
 wp.set_module_options({'enable_backward': False})  # nothing is differentiated; half to compile
 
@@ -173,7 +173,10 @@ def sample_observed(
     out: wp.array4d(dtype=Any),
 ):
     """Observed half "B": bilinear colour, nearest depth turned into normalised xyz."""
-    n, j, i = wp.tid()
+    n, down, along = wp.tid()
+    at = pixel_of(out, down, along, CROP_PX)
+    j = at[0]
+    i = at[1]
     image = n * observation.depth.shape[0] // out.shape[0]
     height = observation.depth.shape[1]
     width = observation.depth.shape[2]

@@ -277,6 +277,24 @@ def put(out: wp.array4d(dtype=Any), n: int, c: int, y: int, x: int, value: float
 
 
 @wp.func
+def pixel_of(out: wp.array4d(dtype=Any), y: int, x: int, width: int) -> wp.vec2i:
+    """Row and column of the pixel that a thread writes: its own, or, of crops in blocks, one after
+    the other as they lie in memory, so that neighbouring threads write neighbouring words."""
+    if out.shape[1] == CHANNELS:
+        return wp.vec2i(y, x)
+    at = y * width + x
+    pixels = BLOCK_PX * BLOCK_PX
+    block = at // pixels
+    across = width // BLOCK_PX
+    pixel = at - block * pixels
+    row = block // across
+    return wp.vec2i(
+        row * BLOCK_PX + pixel // BLOCK_PX,
+        (block - row * across) * BLOCK_PX + pixel % BLOCK_PX,
+    )
+
+
+@wp.func
 def write_rendered(  # noqa: PLR0913 (a Warp function writes through its parameters)
     meshes: Meshes,
     instances: Instances,
@@ -315,7 +333,10 @@ def shade_network_input(
     out: wp.array4d(dtype=Any),
 ):
     """Rendered half "A" of the network input, as put() takes it."""
-    n, y, x = wp.tid()
+    n, down, along = wp.tid()
+    at = pixel_of(out, down, along, visibility.shape[2])
+    y = at[0]
+    x = at[1]
     packed = visibility[n, y, x]
     write_rendered(meshes, instances, packed, inverse_radius, near_m, n, y, x, out)
 

@@ -12,7 +12,7 @@ import warp as wp
 
 from .crops import bilinear_color, inside, source_index
 from .lanes import LANES, is_first_lane, lanes_sum
-from .raster_kernels import EMPTY, Instances, Meshes, bounded, put, write_rendered
+from .raster_kernels import EMPTY, Instances, Meshes, bounded, pixel_of, put, write_rendered
 from .readout import MOST_DRIFT
 
 wp.set_module_options({'enable_backward': False})  # nothing is differentiated; half to compile
@@ -255,7 +255,10 @@ def write_crops(
     observed: wp.array4d(dtype=Any),
 ):
     """Write both halves of the network's input; leaves the visibility buffer empty."""
-    n, j, i = wp.tid()
+    n, down, along = wp.tid()
+    at = pixel_of(rendered, down, along, CROP_PX)
+    j = at[0]
+    i = at[1]
     packed = visibility[n, j, i]
     visibility[n, j, i] = EMPTY
     write_rendered(
