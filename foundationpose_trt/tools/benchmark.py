@@ -35,6 +35,7 @@ from .benchmark_poses import PoseTask, compare, make_tasks, run_tasks
 from .benchmark_ros import ros_tables, run_ros
 from .benchmark_soak import run_soak, soak_tables
 from .benchmark_speed import run_register, run_track
+from .rounding import as_told
 from .rungs import Rung
 from .speed_tables import speed_tables
 from .wider_weights import use_wider_weights
@@ -160,7 +161,8 @@ def _run_runtime(options: argparse.Namespace) -> int:
     rows: list[dict[str, Any]] = []
     reference: dict[str, list[np.ndarray | None]] = {}
     for rung in tqdm(rungs, desc='rungs'):
-        row, found = measure(rung, options, tasks)
+        with as_told(rung):
+            row, found = measure(rung, options, tasks)
         row['pose'] = compare(tasks, found, reference.setdefault(rung.device, found))
         rows.append(row)
     content = {'machine': machine(), 'weights': options.weights, 'rungs': rows}
@@ -199,8 +201,6 @@ def measure(
     rung: Rung, options: argparse.Namespace, tasks: list[PoseTask]
 ) -> tuple[dict[str, Any], list[np.ndarray | None]]:
     """Return one row of figures and the poses of the tasks."""
-    # fp32 means fp32: torch would let convolutions round to TF32, TensorRT is built without it
-    torch.backends.cudnn.allow_tf32 = rung.precision != 'fp32'
     on_cuda = rung.device == 'cuda'
     before = _device_memory() if on_cuda else 0
     networks = load_networks(options.weights, rung.device, rung.precision)

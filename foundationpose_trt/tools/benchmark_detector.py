@@ -29,6 +29,7 @@ from ..detection.images import ColorImage
 from ..detection.manifest import DetectorManifest, detector_folder, read_manifest
 from ..runtime.choice import BackendChoice, default_folder
 from ..runtime.tensorrt_api import installed
+from .rounding import without_tf32
 from .rungs import Rung
 
 NETWORK = 'network'
@@ -130,19 +131,6 @@ def measure(
     if stats is not None and stats.failed_captures:
         row['name'] += ' (not captured)'
     return row
-
-
-@contextmanager
-def without_tf32() -> Iterator[None]:
-    """Let fp32 mean fp32: torch lets convolutions round to TF32, rfdetr's import all products."""
-    cudnn, products = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
-    torch.backends.cudnn.allow_tf32 = False
-    torch.set_float32_matmul_precision('highest')
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = cudnn
-        torch.set_float32_matmul_precision(products)
 
 
 def figures_of(detector: Detector, pixels: np.ndarray, repeats: int) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -21,10 +20,11 @@ from ..pose.weights import INT8, PoseNetworks, load_networks
 from ..runtime.choice import BackendChoice
 from ..runtime.tensorrt_api import installed
 from ..synthesis.objects import make_object
-from .benchmark_detector import measured, without_tf32
+from .benchmark_detector import measured
 from .benchmark_poses import PoseTask, make_tasks
 from .eager_pipeline import EagerPipeline
 from .estimator_options import SCHEDULES
+from .rounding import as_told
 from .rungs import Rung
 from .speed_measures import (
     PAGE_LOCKED,
@@ -240,18 +240,13 @@ def _load_libraries() -> None:
     torch.cuda.synchronize()
 
 
-def _exact(rung: Rung) -> AbstractContextManager[None]:
-    """Have fp32 mean fp32 where that is what the row says."""
-    return without_tf32() if rung.precision == 'fp32' else nullcontext()
-
-
 def _measured(
     runner: Runner,
     options: argparse.Namespace,
     tasks: list[PoseTask],
     measure: Measure,
 ) -> Row:
-    with _exact(runner.rung):
+    with as_told(runner.rung):
         setting = _open(runner, options)
         return {'name': runner.name, **measure(setting, options, tasks)}
 
@@ -276,7 +271,7 @@ def _timelines(
 ) -> Row:
     """What the GPU does in a call of each kind, as a part of the row."""
     found = {}
-    with _exact(runner.rung):
+    with as_told(runner.rung):
         for name, call in calls_of(_open(runner, options), options.heights[0]).items():
             for _ in range(3):
                 call()

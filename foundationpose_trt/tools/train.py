@@ -6,8 +6,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from ..training.scenes import TrainingWorld
 from ..training.scorer import train_scorer, validate_scorer
 from ..training.world import make_world
 from .estimator_options import checked_device, default_device
+from .rounding import rounding
 from .train_detector import (
     add_detector_arguments,
     check_detector,
@@ -64,26 +64,13 @@ def run(options: argparse.Namespace) -> int:
     is_detector = options.network == 'detector'
     train: Callable[..., Any] = trained_detector if is_detector else _train
     judge: Callable[..., None] = judge_detector if is_detector else _judge
-    with _quick_rather_than_exact():
+    with rounding('high', benchmark=True):  # quick rather than exact
         with processes.joined(options.device):
             device = processes.own_device(options.device)
             trained, is_first = train(options, device), processes.rank() == 0
         if is_first:
             judge(options, device, trained)
     return 0
-
-
-@contextmanager
-def _quick_rather_than_exact() -> Iterator[None]:
-    """Let torch round products to TF32 and try kernels; as before for what follows."""
-    tries, products = torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()
-    torch.backends.cudnn.benchmark = True
-    torch.set_float32_matmul_precision('high')
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = tries
-        torch.set_float32_matmul_precision(products)
 
 
 def _train(options: argparse.Namespace, device: torch.device) -> Trainer:
