@@ -31,13 +31,16 @@ def in_blocks(image: torch.Tensor, side: int = BLOCK_PX) -> torch.Tensor:
     return split.permute(0, 2, 4, 3, 5, 1).reshape(count, rows, columns, -1).permute(0, 3, 1, 2)
 
 
-def is_crop_shape(shape: Sequence[int], count: int, size: Sequence[int]) -> bool:
+def shape_in_blocks(height: int, width: int) -> tuple[int, int, int]:
+    """Return the shape of a crop of whole blocks, as in_blocks() gives it."""
+    return CHANNELS * BLOCK_PX**2, height // BLOCK_PX, width // BLOCK_PX
+
+
+def is_crop_shape(shape: Sequence[int], count: int, size: tuple[int, int]) -> bool:
     """Whether a tensor's shape is that of so many crops of size (H, W), in blocks or not."""
-    height, width = size
-    blocks = CHANNELS * BLOCK_PX**2, height // BLOCK_PX, width // BLOCK_PX
-    whole = height % BLOCK_PX == 0 and width % BLOCK_PX == 0
-    plain = tuple(shape) == (count, CHANNELS, height, width)
-    return plain or (whole and tuple(shape) == (count, *blocks))
+    whole = all(length % BLOCK_PX == 0 for length in size)
+    plain = tuple(shape) == (count, CHANNELS, *size)
+    return plain or (whole and tuple(shape) == (count, *shape_in_blocks(*size)))
 
 
 class _PaddedConvolution(torch.autograd.Function):
@@ -81,22 +84,24 @@ class BlockConvolution(nn.Module):
             and conv.bias is not None,
             f'{conv} cannot be written for blocks of {side}x{side} pixels',
         )
-        before = -(-pad // side)  # blocks read before the output's own
-        reach = _reach(size, stride, pad, side).to(conv.weight)
+        reach, before, behind = _reach(size, stride, pad, side)
+        reach = reach.to(conv.weight)
         # output's pixel of a block (o, p), tap (k, l), block (b, e), input's pixel of it (i, j)
         weight = torch.einsum('cdkl,okbi,plej->opcijdbe', conv.weight.detach(), reach, reach)
         self.weight = nn.Parameter(weight.flatten(3, 5).flatten(0, 2))
         assert conv.bias is not None
         self.bias = nn.Parameter(conv.bias.detach().repeat((side // stride) ** 2))
-        behind = reach.shape[2] - 1 - before
         self.pads = (before, before, behind, behind)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return _PaddedConvolution.apply(x, self.weight, self.bias, self.pads)
 
 
-def _reach(size: int, stride: int, pad: int, side: int) -> torch.Tensor:
-    """Where along one axis taps read: (outputs of a block, taps, blocks, pixels of a block)."""
+def _reach(size: int, stride: int, pad: int, side: int) -> tuple[torch.Tensor, int, int]:
+    """Where along one axis taps read: (outputs of a block, taps, blocks, pixels of a block).
+
+    With the number of blocks that are read before and behind the output's own.
+    """
     before = -(-pad // side)
     behind = (side - stride + size - 1 - pad) // side
     reach = torch.zeros(side // stride, size, before + 1 + behind, side)
@@ -104,7 +109,7 @@ def _reach(size: int, stride: int, pad: int, side: int) -> torch.Tensor:
         for tap in range(size):
             block, pixel = divmod(out * stride + tap - pad, side)
             reach[out, tap, block + before, pixel] = 1
-    return reach
+    return reach, before, behind
 
 
 def stage_on_blocks(stage: nn.Sequential) -> nn.Sequential:

@@ -288,9 +288,7 @@ class PoseEstimator:
     def _centered(self, index: int, camera_from_object: np.ndarray) -> PoseNumbers:
         """Return the pose of an object's centre."""
         self._require_known(index)
-        # one by one: for a few poses arrays cost more
         numbers = np.asarray(camera_from_object, float).ravel().tolist()
-        a, b, c, d, e, f, g, h, i, j, k, w, *_ = numbers
         # a sum is finite where all its terms are, unless they are astronomic: no pose either
         if not math.isfinite(sum(numbers)):
             raise ValueError(
@@ -298,9 +296,9 @@ class PoseEstimator:
                 f' ({self.meshes[index].name}): {camera_from_object}'
             )
         x, y, z = self._centers_m[index]
-        numbers[3] = a * x + b * y + c * z + d
-        numbers[7] = e * x + f * y + g * z + h
-        numbers[11] = i * x + j * y + k * z + w
+        for row in (0, 4, 8):
+            a, b, c, place = numbers[row : row + 4]
+            numbers[row + 3] = a * x + b * y + c * z + place
         return numbers
 
     def _all_of(self, index: int, count: int) -> torch.Tensor:

@@ -18,11 +18,12 @@ from torch import nn
 from .. import __version__
 from ..datatypes import require
 from ..runtime.engine_manifest import sha256_of, write_atomically
+from .crop_blocks import shape_in_blocks
 from .crops import CROP_PX, OBSERVED, PAIR, PAIRS, RENDERED
 from .networks import fold_batch_norm
 from .quantization import read_scales
 from .quantized_networks import quantized_stage
-from .raster_kernels import BLOCK_PX, CHANNELS
+from .raster_kernels import CHANNELS
 from .typed_networks import (
     Rewrite,
     TypedExtractor,
@@ -63,7 +64,6 @@ WEIGHTS_OF = {
 TRUNKS = ('refiner_trunk', 'extractor_trunk')
 QUANTIZED = 'refiner_trunk'  # what precision int8 quantizes
 CROP = (CHANNELS, CROP_PX, CROP_PX)
-BLOCKS = (CHANNELS * BLOCK_PX**2, CROP_PX // BLOCK_PX, CROP_PX // BLOCK_PX)
 DYNAMIC = 'dynamic'  # in a request: any batch
 # How residual sums are written (typed_networks.py), and what int8 files are without the types that
 # TensorRT 8.6 chooses itself: all that is not in integers is float32, as its QuantizeLinear wants.
@@ -208,7 +208,7 @@ def _sample(kind: str, precision: str, dtype: torch.dtype) -> tuple[torch.Tensor
     if kind not in TRUNKS:
         crops = torch.zeros(2, TRACED_BATCH, *CROP, dtype=dtype)
         return crops[0], crops[1]
-    crop = BLOCKS if on_blocks(kind, precision) else CROP
+    crop = shape_in_blocks(CROP_PX, CROP_PX) if on_blocks(kind, precision) else CROP
     return (torch.zeros(PAIR * TRACED_BATCH, *crop, dtype=dtype),)
 
 
@@ -218,8 +218,9 @@ def _traced(network: nn.Module, kind: str, inputs: tuple[torch.Tensor, ...], ops
     choice: dict[str, Any] = {}
     if 'dynamo' in inspect.signature(torch.onnx.export).parameters:
         choice['dynamo'] = False
+    given, found = inputs_of(kind), OUTPUTS[kind]
     # the input of both halves is twice as long as what is called a batch
-    names = (*inputs_of(kind), *OUTPUTS[kind])
+    lengths = {name: 'crops' if name == PAIRS else 'batch' for name in (*given, *found)}
     file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', DeprecationWarning)
@@ -228,9 +229,9 @@ def _traced(network: nn.Module, kind: str, inputs: tuple[torch.Tensor, ...], ops
             inputs,
             file,  # type: ignore[arg-type]
             opset_version=opset,
-            input_names=list(inputs_of(kind)),
-            output_names=list(OUTPUTS[kind]),
-            dynamic_axes={name: {0: 'crops' if name == PAIRS else 'batch'} for name in names},
+            input_names=list(given),
+            output_names=list(found),
+            dynamic_axes={name: {0: length} for name, length in lengths.items()},
             **choice,
         )
     return file.getvalue()

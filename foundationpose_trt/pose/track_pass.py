@@ -69,8 +69,8 @@ class _InPlace:
     """Fetching the patch of one image, colours or depth, out of page-locked memory."""
 
     def __init__(self, tracked: Any, image: int, words: int, into: _Staged) -> None:
-        self._words, self._most = int(words), len(into.words)
-        arguments = [tracked, int(image), int(words), into.words]
+        self._words, self._most = words, len(into.words)
+        arguments = [tracked, image, words, into.words]
         self._fetch = RecordedLaunch(
             bus_kernels.fetch_in_place, (self._most,), arguments, into.device
         )
