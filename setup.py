@@ -70,7 +70,7 @@ setup(
         'fast-simplification>=0.1.7',
         'pillow>=9.0',
         'opencv-python-headless>=4.5.4',
-        'warp-lang>=1.14',
+        'warp-lang>=1.15',
         'safetensors>=0.4',
         'matplotlib>=3.5',
         'tqdm>=4.57',

@@ -14,6 +14,9 @@ import warp as wp
 
 from .cuda_streams import index_of, key_of_current_stream
 
+# As setup.py demands. With 1.14 a recorded launch of rasterize draws nothing, seen on a CPU.
+LEAST_WARP = (1, 15)
+
 wp.config.log_level = wp.LOG_ERROR  # its banner is not for our users; errors still show
 
 _lock = threading.Lock()  # two threads that start Warp at once would each make a runtime
@@ -55,8 +58,16 @@ def _initialise() -> None:
     """Start Warp; without CUDA its native part warns about the missing driver on stderr, whatever
     the log level.
 
-    Who runs on a CPU knows that. Failures are exceptions and still show.
+    Who runs on a CPU knows that. Failures are exceptions and still show. Raises RuntimeError for
+    a Warp that is too old.
     """
+    found = tuple(int(number) for number in wp.__version__.split('.')[:2])
+    if found < LEAST_WARP:
+        least = '.'.join(map(str, LEAST_WARP))
+        raise RuntimeError(
+            f'Warp is {wp.__version__}, must be {least} or later:'
+            f" pip install --upgrade 'warp-lang>={least}'"
+        )
     if torch.cuda.is_available():
         wp.init()
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -52,6 +53,25 @@ def test_threads_that_begin_at_once_share_one_runtime():
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.split() == ['1']
+
+
+@pytest.mark.parametrize('version', ['1.14.2', '1.9.0', '0.99.1'])
+def test_a_warp_that_draws_nothing_is_refused(monkeypatch, version):
+    monkeypatch.setattr(wp, '__version__', version)
+    with pytest.raises(RuntimeError, match=rf'Warp is {version}, must be 1\.15 or later: pip'):
+        warp_launch._initialise()
+
+
+@pytest.mark.parametrize('version', ['1.15.0', '1.20.0.dev3', '2.0.0'])
+def test_a_later_warp_is_taken(monkeypatch, version):
+    monkeypatch.setattr(wp, '__version__', version)
+    warp_launch._initialise()
+
+
+def test_the_oldest_warp_is_the_one_that_setup_demands():
+    setup = (Path(__file__).parents[1] / 'setup.py').read_text()
+    least = '.'.join(map(str, warp_launch.LEAST_WARP))
+    assert f"'warp-lang>={least}'" in setup
 
 
 class Streams:

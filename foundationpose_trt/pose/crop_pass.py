@@ -16,6 +16,7 @@ import warp as wp
 
 from ..warp_launch import RecordedLaunch, as_warp, is_same_view, pinned_as_warp, stream_of
 from . import track_kernels as kernels
+from .crop_blocks import crops_as_warp
 from .crops import CROP_PX, PAIR, REFINER_CROP
 from .mesh_bank import MeshBank
 from .quality import MIN_TOLERANCE_M, TOLERANCE_OF_DEPTH_SQUARED, TOLERANCE_OF_DIAMETER
@@ -162,7 +163,7 @@ class CropPass:
         self._parts = FACE_PARTS if device.type == 'cuda' and n <= FEW else 1
         faces = (n, self._bank.max_faces, self._parts)
         drawn = [meshes, tracked.instances, visibility, self._parts]
-        halves = map(as_warp, self._crops.chunk(PAIR))
+        halves = map(crops_as_warp, self._crops.chunk(PAIR))
         crops = [tracked, meshes, visibility, seen, *halves]
         counted = [tracked, visibility, seen, tolerance]
         runs = (n, CROP_PX, CROP_PX // int(kernels.RUN_PX))
@@ -200,7 +201,7 @@ class CropPass:
     def write(self, n: int) -> torch.Tensor:
         """Write the network inputs of the first n poses (2 n, ...); a view of the buffer."""
         if n not in self._pairs:
-            observed = as_warp(self._crops[n : PAIR * n])
+            observed = crops_as_warp(self._crops[n : PAIR * n])
             self._pairs[n] = self._crops[: PAIR * n], observed
         pairs, observed = self._pairs[n]
         if n != self._written:

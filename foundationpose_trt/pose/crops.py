@@ -14,8 +14,8 @@ import warp as wp
 from ..datatypes import require
 from ..runtime.specs import BATCH, TensorSpec
 from ..warp_launch import as_warp, launch
-from .crop_blocks import is_crop_shape
-from .raster_kernels import CHANNELS, bounded, pixel_of, put
+from .crop_blocks import crops_as_warp, is_crop_shape
+from .pixel_kernels import CHANNELS, pixel_of, put
 
 wp.set_module_options({'enable_backward': False})  # nothing is differentiated; half to compile
 
@@ -184,8 +184,6 @@ def sample_observed(
     x = grid[0] + float(i) * grid[2]
     y = grid[1] + float(j) * grid[3]
     color = bilinear_color(rgb, image * height * width, wp.vec2i(height, width), y, x)
-    for c in range(3):
-        put(out, n, c, j, i, color[c] / observation.color_range)
     u = source_index(i, grid[0], grid[2])
     v = source_index(j, grid[1], grid[3])
     read_u = u
@@ -201,8 +199,7 @@ def sample_observed(
             k = observation.intrinsics[image]
             point = wp.vec3((float(u) - k[2]) / k[0] * z, (float(v) - k[3]) / k[1] * z, z)
             xyz = (point - sampling.translation[n]) * sampling.inverse_radius[n]
-    for c in range(3):
-        put(out, n, c + 3, j, i, bounded(xyz[c]))
+    put(out, n, j, i, color / observation.color_range, xyz)
 
 
 @dataclass(frozen=True)
@@ -265,5 +262,5 @@ def write_observed_input(
     sampling.two_step = int(spec.two_step)
     dim = (out.shape[0], CROP_PX, CROP_PX)
     rgb = images.rgb.contiguous().view(-1)
-    arguments = [as_warp(rgb), observation, sampling, as_warp(out)]
+    arguments = [as_warp(rgb), observation, sampling, crops_as_warp(out)]
     launch(sample_observed, dim, arguments, out.device)

@@ -21,9 +21,9 @@ from ..runtime.engine_manifest import sha256_of, write_atomically
 from .crop_blocks import shape_in_blocks
 from .crops import CROP_PX, OBSERVED, PAIR, PAIRS, RENDERED
 from .networks import fold_batch_norm
+from .pixel_kernels import CHANNELS
 from .quantization import read_scales
 from .quantized_networks import quantized_stage
-from .raster_kernels import CHANNELS
 from .typed_networks import (
     Rewrite,
     TypedExtractor,

@@ -10,6 +10,8 @@ from typing import Any
 
 import warp as wp
 
+from .pixel_kernels import pixel_of, put
+
 wp.set_module_options({'enable_backward': False})  # nothing is differentiated; half to compile
 
 NEAR_M = wp.constant(0.001)  # near plane of the reference projection, foundationpose.md §4
@@ -18,8 +20,6 @@ NEAR_M = wp.constant(0.001)  # near plane of the reference projection, foundatio
 EDGE_ROUNDING = wp.constant(1.0e-6)
 LEAST_WEIGHT = wp.constant(-1.0)
 EMPTY = wp.constant(wp.uint64(0xFFFFFFFFFFFFFFFF))
-CHANNELS = wp.constant(6)  # of a crop: R, G, B and x, y, z
-BLOCK_PX = wp.constant(4)  # side of a block: what the networks' first convolutions step over
 
 
 @wp.struct
@@ -259,42 +259,6 @@ def diffuse_at(meshes: Meshes, instances: Instances, at: Fragment, toward: wp.ve
 
 
 @wp.func
-def bounded(value: float) -> float:
-    """Zero a normalised coordinate at two mesh radii or more, per channel (trap 5)."""
-    if wp.abs(value) >= 2.0:
-        return 0.0
-    return value
-
-
-@wp.func
-def put(out: wp.array4d(dtype=Any), n: int, c: int, y: int, x: int, value: float):
-    """Set one value of a crop: in (N, 6, H, W), or in blocks (crop_blocks.in_blocks)."""
-    if out.shape[1] == CHANNELS:
-        out[n, c, y, x] = out.dtype(value)
-    else:
-        pixel = (y % BLOCK_PX) * BLOCK_PX + x % BLOCK_PX
-        out[n, pixel * CHANNELS + c, y // BLOCK_PX, x // BLOCK_PX] = out.dtype(value)
-
-
-@wp.func
-def pixel_of(out: wp.array4d(dtype=Any), y: int, x: int, width: int) -> wp.vec2i:
-    """Row and column of the pixel that a thread writes: its own, or, of crops in blocks, one after
-    the other as they lie in memory, so that neighbouring threads write neighbouring words."""
-    if out.shape[1] == CHANNELS:
-        return wp.vec2i(y, x)
-    at = y * width + x
-    pixels = BLOCK_PX * BLOCK_PX
-    block = at // pixels
-    across = width // BLOCK_PX
-    pixel = at - block * pixels
-    row = block // across
-    return wp.vec2i(
-        row * BLOCK_PX + pixel // BLOCK_PX,
-        (block - row * across) * BLOCK_PX + pixel % BLOCK_PX,
-    )
-
-
-@wp.func
 def write_rendered(  # noqa: PLR0913 (a Warp function writes through its parameters)
     meshes: Meshes,
     instances: Instances,
@@ -319,8 +283,8 @@ def write_rendered(  # noqa: PLR0913 (a Warp function writes through its paramet
             center = wp.vec3(pose[0, 3], pose[1, 3], pose[2, 3])
             xyz = (at.point - center) * inverse_radius[instances.mesh[at.instance]]
     for c in range(3):
-        put(out, n, c, y, x, wp.clamp(color[c], 0.0, 1.0))
-        put(out, n, c + 3, y, x, bounded(xyz[c]))
+        color[c] = wp.clamp(color[c], 0.0, 1.0)
+    put(out, n, y, x, color, xyz)
 
 
 @wp.kernel

@@ -10,7 +10,7 @@ import warp as wp
 from ..datatypes import require
 from ..warp_launch import as_warp, launch
 from . import raster_kernels as kernels
-from .crop_blocks import is_crop_shape
+from .crop_blocks import crops_as_warp, is_crop_shape
 from .mesh_bank import MeshBank
 
 
@@ -155,7 +155,7 @@ class Rasterizer:
                 as_warp(visibility, wp.uint64),
                 as_warp(inverse_radius),
                 near_m,
-                as_warp(out),
+                crops_as_warp(out),
             ],
             self.device,
         )

@@ -12,7 +12,8 @@ import warp as wp
 
 from .crops import bilinear_color, inside, source_index
 from .lanes import LANES, is_first_lane, lanes_sum
-from .raster_kernels import EMPTY, Instances, Meshes, bounded, pixel_of, put, write_rendered
+from .pixel_kernels import pixel_of, put
+from .raster_kernels import EMPTY, Instances, Meshes, write_rendered
 from .readout import MOST_DRIFT
 
 wp.set_module_options({'enable_backward': False})  # nothing is differentiated; half to compile
@@ -270,8 +271,6 @@ def write_crops(
     x = grid[0] + float(i) * grid[2] - float(patch[0])
     y = grid[1] + float(j) * grid[3] - float(patch[1])
     color = bilinear_color(seen.rgb, 0, size, y, x)
-    for c in range(3):
-        put(observed, n, c, j, i, color[c] / 255.0)
     u = source_index(i, grid[0], grid[2])
     v = source_index(j, grid[1], grid[3])
     xyz = wp.vec3(0.0, 0.0, 0.0)
@@ -287,13 +286,13 @@ def write_crops(
             )
             center = wp.vec3(pose[0, 3], pose[1, 3], pose[2, 3])
             xyz = (point - center) * seen.inverse_radius[tracked.instances.mesh[n]]
-    for c in range(3):
-        put(observed, n, c + 3, j, i, bounded(xyz[c]))
+    put(observed, n, j, i, color / 255.0, xyz)
 
 
-for _dtype in (wp.float32, wp.float16):  # before the first launch: each would build all anew
+for _dtype in (wp.float32, wp.float16, wp.uint32):  # before the first launch: each builds all anew
     _crops = wp.array4d(dtype=_dtype)
     wp.overload(write_crops, {'rendered': _crops, 'observed': _crops})
+for _dtype in (wp.float32, wp.float16):
     _output = wp.array2d(dtype=_dtype)
     wp.overload(move, {'trans': _output, 'rot': _output})
 
