@@ -8,7 +8,7 @@ import torch
 
 from foundationpose_trt.datatypes import CameraIntrinsics
 from foundationpose_trt.pose.crops import crop_windows
-from foundationpose_trt.pose.patch import FILTER_REACH_PX, Patch, first_read, neighbourhood
+from foundationpose_trt.pose.patch import FILTER_REACH_PX, Patch, neighbourhood
 
 CAMERA = CameraIntrinsics(580.0, 575.0, 321.5, 243.25, 640, 480)
 DIAMETER_M = 0.2
@@ -77,45 +77,3 @@ def test_a_window_stays_inside_after_a_move(ratio, moved_diameters):
         assert (low >= first + cut).all()
         cut = FILTER_REACH_PX * (last < [CAMERA.width - 1, CAMERA.height - 1])
         assert (high <= last - cut).all()
-
-
-@pytest.mark.parametrize(
-    'part',
-    [
-        Patch(3, 4, 5, 6),
-        Patch(2, 3, 10, 9),
-        Patch(2, 5, 10, 2),
-        Patch(6, 3, 6, 9),
-        Patch(2, 3, 1, 1),
-    ],
-)
-def test_what_is_around_a_part_is_all_else_once(part):
-    whole = Patch(2, 3, 10, 9)
-    painted = np.zeros((20, 20), int)
-    for each in whole.around(part):
-        assert each.pixels > 0
-        each.of(painted)[...] += 1
-    part.of(painted)[...] += 1
-    assert (whole.of(painted) == 1).all() and painted.sum() == whole.pixels
-
-
-def test_a_part_of_a_patch_where_the_patch_has_it():
-    whole, part = Patch(2, 3, 10, 9), Patch(4, 7, 3, 2)
-    image = np.arange(400).reshape(20, 20)
-    np.testing.assert_array_equal(part.of(whole.of(image), whole), part.of(image))
-
-
-def test_a_patch_is_cut_to_what_two_have_in_common():
-    assert Patch(2, 3, 10, 9).cut_to(Patch(5, 0, 30, 6)) == Patch(5, 3, 7, 3)
-    assert Patch(4, 4, 2, 2).cut_to(Patch(0, 0, 20, 20)) == Patch(4, 4, 2, 2)
-
-
-def test_what_is_read_first_is_part_of_the_whole():
-    rng = np.random.default_rng(1)
-    for _ in range(300):
-        places = rng.uniform((-1.5, -1.2, 0.05), (1.5, 1.2, 3), (rng.integers(1, 4), 3))
-        rows = at(*places).reshape(-1, 16).tolist()
-        whole = neighbourhood(rows, CAMERA, [DIAMETER_M] * len(rows))
-        part = first_read(rows, CAMERA, [DIAMETER_M] * len(rows), 1.2).cut_to(whole)
-        assert part.width >= 1 and part.height >= 1
-        assert part.cut_to(whole) == part

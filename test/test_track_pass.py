@@ -295,7 +295,6 @@ def test_the_patch_is_filtered_as_the_whole_and_blank_where_it_is_cut(device, fr
     patch = neighbourhood(rows_of(poses), frame.intrinsics, [DIAMETERS_M[ORDER[0]]])
     track = track_of(device, frame.depth_m.shape)
     track.begin(frame, rows_of(poses), ORDER[:1])
-    track.end(1)
     found = track.filtered[0, : patch.pixels].cpu().numpy().reshape(patch.height, patch.width)
     whole = patch.of(filtered_by_hand(frame.depth_m))
     v, u = np.mgrid[: patch.height, : patch.width]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import NamedTuple
 
 import numpy as np
 
@@ -18,9 +17,6 @@ PoseNumbers = Sequence[float]
 # (1.2).
 NEIGHBOURHOOD_RATIO = 1.6
 FILTER_REACH_PX = 4  # the depth filters read two pixels around a pixel, twice
-# A crop reads so far beyond its window: half a pixel for rounding its corners, up to one for the
-# shift of old kornia (crops.observed_grid), and one for what lies between two pixels.
-SAMPLING_REACH_PX = 3
 NEAREST_M = 1e-3
 FARTHEST_PX = 1e6  # keeps what is far outside the image in integers
 
@@ -45,28 +41,9 @@ class Patch:
         right = -(-(self.x + self.width) // step) * step
         return Patch(left, self.y, right - left, self.height)
 
-    def cut_to(self, other: Patch) -> Patch:
-        """Return what it has in common with another that it overlaps."""
-        left, top = max(self.x, other.x), max(self.y, other.y)
-        right = min(self.x + self.width, other.x + other.width)
-        bottom = min(self.y + self.height, other.y + other.height)
-        return Patch(left, top, right - left, bottom - top)
-
-    def around(self, part: Patch) -> list[Patch]:
-        """Return what it has besides a part of it, in rectangles without pixels in common."""
-        right, bottom = part.x + part.width, part.y + part.height
-        parts = [
-            Patch(self.x, self.y, self.width, part.y - self.y),
-            Patch(self.x, part.y, part.x - self.x, part.height),
-            Patch(right, part.y, self.x + self.width - right, part.height),
-            Patch(self.x, bottom, self.width, self.y + self.height - bottom),
-        ]
-        return [part for part in parts if part.pixels]
-
-    def of(self, image: np.ndarray, within: Patch | None = None) -> np.ndarray:
-        """Return its view of an image (H, W, ...), or of another patch's pixels."""
-        x, y = (self.x, self.y) if within is None else (self.x - within.x, self.y - within.y)
-        return image[y : y + self.height, x : x + self.width]
+    def of(self, image: np.ndarray) -> np.ndarray:
+        """Return its view of an image (H, W, ...)."""
+        return image[self.y : self.y + self.height, self.x : self.x + self.width]
 
 
 def neighbourhood(
@@ -80,54 +57,23 @@ def neighbourhood(
     crops.crop_windows makes them), and around it what filtering the depth in them reads, cut to
     the image; of poses that look past the image, its nearest border.
     """
-    reach = Reach(NEIGHBOURHOOD_RATIO, FILTER_REACH_PX)
-    return _rectangle(camera_from_centered, intrinsics, diameters_m, reach)
-
-
-def first_read(
-    camera_from_centered: Sequence[PoseNumbers],
-    intrinsics: CameraIntrinsics,
-    diameters_m: Sequence[float],
-    ratio: float,
-) -> Patch:
-    """Return what crops of these poses read themselves, of `ratio` diameters, as neighbourhood().
-
-    With what filtering the depth in them reads.
-    """
-    reach = Reach(ratio, SAMPLING_REACH_PX + FILTER_REACH_PX)
-    return _rectangle(camera_from_centered, intrinsics, diameters_m, reach)
-
-
-class Reach(NamedTuple):
-    """How far a rectangle goes: sides of windows in diameters, and pixels around them."""
-
-    ratio: float
-    around_px: int
-
-
-def _rectangle(
-    camera_from_centered: Sequence[PoseNumbers],
-    intrinsics: CameraIntrinsics,
-    diameters_m: Sequence[float],
-    around: Reach,
-) -> Patch:
     x_low, x_high, y_low, y_high = inf, -inf, inf, -inf
     fx, fy, cx, cy = intrinsics.fx, intrinsics.fy, intrinsics.cx, intrinsics.cy
-    reached = max(fx, fy) * around.ratio / 2
+    reached = max(fx, fy) * NEIGHBOURHOOD_RATIO / 2
     for numbers, diameter_m in zip(camera_from_centered, diameters_m, strict=True):
         z = max(numbers[11], NEAREST_M)
         reach = reached * diameter_m / z
         u, v = numbers[3] / z * fx + cx, numbers[7] / z * fy + cy
         x_low, x_high = min(x_low, u - reach), max(x_high, u + reach)
         y_low, y_high = min(y_low, v - reach), max(y_high, v + reach)
-    left, right = _side(x_low, x_high, intrinsics.width, around.around_px)
-    top, bottom = _side(y_low, y_high, intrinsics.height, around.around_px)
+    left, right = _side(x_low, x_high, intrinsics.width)
+    top, bottom = _side(y_low, y_high, intrinsics.height)
     return Patch(left, top, right - left + 1, bottom - top + 1)
 
 
-def _side(low: float, high: float, size: int, around_px: int) -> tuple[int, int]:
-    """First and last pixel of low..high, and so many around, in an image."""
+def _side(low: float, high: float, size: int) -> tuple[int, int]:
+    """First and last pixel of low..high with what the filters read around, in an image."""
     first = round(min(max(low, -FARTHEST_PX), FARTHEST_PX))
     last = round(min(max(high, -FARTHEST_PX), FARTHEST_PX))
     first, last = min(max(first, 0), size - 1), min(max(last, 0), size - 1)
-    return max(first - around_px, 0), min(last + around_px, size - 1)
+    return max(first - FILTER_REACH_PX, 0), min(last + FILTER_REACH_PX, size - 1)
