@@ -171,7 +171,8 @@ class CropPass:
         self._start = RecordedLaunch(kernels.start, (n,), [tracked], device)
         self._place = RecordedLaunch(kernels.place, (n,), placed, device)
         self._draw = RecordedLaunch(rasterize, faces, drawn, device)
-        self._write = RecordedLaunch(kernels.write_crops, (n, CROP_PX, CROP_PX), crops, device)
+        written = (PAIR, n, CROP_PX, CROP_PX)
+        self._write = RecordedLaunch(kernels.write_crops, written, crops, device)
         self._count_evidence = RecordedLaunch(kernels.count_evidence, runs, counted, device)
         self._mesh = 0  # that place() was recorded with
         self._written = n  # poses that write() was recorded with
@@ -207,7 +208,7 @@ class CropPass:
         if n != self._written:
             self._write.replace(OBSERVED_ARGUMENT, observed)
             self._written = n
-        self._write((n, CROP_PX, CROP_PX), self.stream)
+        self._write((PAIR, n, CROP_PX, CROP_PX), self.stream)
         return pairs
 
     def move(self, update: Mapping[str, torch.Tensor], n: int) -> None:

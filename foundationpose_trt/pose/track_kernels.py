@@ -246,25 +246,11 @@ def move(
     keep_pose(tracked, n, moved, tracked.camera)
 
 
-@wp.kernel
-def write_crops(
-    tracked: Tracked,
-    meshes: Meshes,
-    visibility: wp.array3d(dtype=wp.uint64),
-    seen: Seen,
-    rendered: wp.array4d(dtype=Any),
-    observed: wp.array4d(dtype=Any),
+@wp.func
+def write_observed(
+    tracked: Tracked, seen: Seen, n: int, j: int, i: int, out: wp.array4d(dtype=Any)
 ):
-    """Write both halves of the network's input; leaves the visibility buffer empty."""
-    n, down, along = wp.tid()
-    at = pixel_of(rendered, down, along, CROP_PX)
-    j = at[0]
-    i = at[1]
-    packed = visibility[n, j, i]
-    visibility[n, j, i] = EMPTY
-    write_rendered(
-        meshes, tracked.instances, packed, seen.inverse_radius, seen.near_m, n, j, i, rendered
-    )
+    """Write one pixel of the observed half "B", as crops.sample_observed does of whole images."""
     grid = tracked.grid[n]
     patch = tracked.patch[0]
     size = wp.vec2i(patch[3], patch[2])
@@ -286,7 +272,32 @@ def write_crops(
             )
             center = wp.vec3(pose[0, 3], pose[1, 3], pose[2, 3])
             xyz = (point - center) * seen.inverse_radius[tracked.instances.mesh[n]]
-    put(observed, n, j, i, color / 255.0, xyz)
+    put(out, n, j, i, color / 255.0, xyz)
+
+
+@wp.kernel
+def write_crops(
+    tracked: Tracked,
+    meshes: Meshes,
+    visibility: wp.array3d(dtype=wp.uint64),
+    seen: Seen,
+    rendered: wp.array4d(dtype=Any),
+    observed: wp.array4d(dtype=Any),
+):
+    """Write both halves of the network's input, the rendered one by the first half of the threads,
+    the observed one by the others; leaves the visibility buffer empty."""
+    half, n, down, along = wp.tid()
+    at = pixel_of(rendered, down, along, CROP_PX)
+    j = at[0]
+    i = at[1]
+    if half == 0:
+        packed = visibility[n, j, i]
+        visibility[n, j, i] = EMPTY
+        write_rendered(
+            meshes, tracked.instances, packed, seen.inverse_radius, seen.near_m, n, j, i, rendered
+        )
+    else:
+        write_observed(tracked, seen, n, j, i, observed)
 
 
 for _dtype in (wp.float32, wp.float16, wp.uint32):  # before the first launch: each builds all anew
