@@ -48,8 +48,8 @@ def is_crop_shape(shape: Sequence[int], count: int, size: tuple[int, int]) -> bo
 def crops_as_warp(crops: torch.Tensor) -> wp.array:
     """View crops (N, 6, H, W), or in blocks, as the array that pixel_kernels.put() takes.
 
-    Blocks of halves whose channels are contiguous it takes as words (N, H / 4, W / 4, 48): to
-    write two halves at once is quicker on a GPU.
+    Blocks of halves whose channels are contiguous it takes as words (N, H / 4, W / 4, 48), two
+    halves in each.
     """
     in_words = crops.dtype == torch.float16 and crops.shape[1] != CHANNELS
     if in_words and crops.is_contiguous(memory_format=torch.channels_last):
