@@ -28,10 +28,12 @@ POSE, COUNTS = 16, 4  # values of a row of results
 ROW_BYTES, FINAL_BYTES = 4 * (POSE + COUNTS), 8 * POSE  # of float32, and of float64
 FEW = 8  # poses, with which the largest face decides how long drawing takes
 FACE_PARTS = 8  # threads that share its rows then, on CUDA
-OUTPUTS = ('trans', 'rot')  # of the refiner, in the order of kernels.move's arguments, from 1
+EMPTYING = 1600  # threads that empty what a pose is drawn into, on CUDA
+OUTPUTS = ('trans', 'rot')  # of the refiner, in the order of kernels.move's arguments
 
 Refine = Callable[[torch.Tensor], dict[str, torch.Tensor]]  # of pairs of crops
 OBSERVED_ARGUMENT = 5  # of kernels.write_crops: where the second halves go
+MESH_ARGUMENT = 4  # of kernels.place
 
 
 def views_of(found: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -68,12 +70,12 @@ class PassImages:
 class CropPass:
     """Draws, crops, moves and judges up to n poses of meshes of one bank. Not thread-safe.
 
-    start() and draw(), or place(), say where the poses are; then write() and move() alternate,
-    once per iteration of the refiner, and count() judges what move() has drawn. Each of write()
-    and count() needs something drawn and leaves nothing behind. results: (n, 20) float32, each
-    pose row by row and its counts (count); final: (n, 4, 4) float64, camera_from_object as
-    kernels.keep_final makes it; found: the memory of both; tracked: what kernels know of the
-    poses. No call waits for the device.
+    start() or place() says where the poses are; then write() and move() alternate, once per
+    iteration of the refiner, and count() judges where they have come to. Each of write() and
+    count() needs the poses drawn: draw() once after each start() and move(). results: (n, 20)
+    float32, each pose row by row and its counts (count); final: (n, 4, 4) float64,
+    camera_from_object as kernels.keep_final makes it; found: the memory of both; tracked: what
+    kernels know of the poses. No call waits for the device.
     """
 
     def __init__(
@@ -100,8 +102,8 @@ class CropPass:
         self.found = self._tensor((n * (ROW_BYTES + FINAL_BYTES),), torch.uint8)
         self.results, self.final = views_of(self.found)
         if visibility is None:
-            visibility = self._tensor((n, CROP_PX, CROP_PX), torch.int64).fill_(-1)
-        self.visibility = visibility
+            visibility = self._tensor((n, CROP_PX, CROP_PX), torch.int64)
+        self._visibility = visibility
         self.poses, self._placed = self._tensor((n, 4, 4)), self._tensor((n, 4, 4))
         self.camera = self._tensor((int(kernels.CAMERA_VALUES),))
         self.patch = self._tensor((1, 4), torch.int32)
@@ -156,7 +158,7 @@ class CropPass:
         n, device, tracked = self._count, self._device, self.tracked
         meshes = meshes_of(self._bank)
         self._held += [meshes, seen]
-        visibility = as_warp(self.visibility, wp.uint64)
+        visibility = as_warp(self._visibility, wp.uint64)
         tolerance = kernels.Tolerance()
         tolerance.least_m, tolerance.of_diameter = MIN_TOLERANCE_M, TOLERANCE_OF_DIAMETER
         tolerance.of_depth_squared = TOLERANCE_OF_DEPTH_SQUARED
@@ -167,9 +169,12 @@ class CropPass:
         crops = [tracked, meshes, visibility, seen, *halves]
         counted = [tracked, visibility, seen, tolerance]
         runs = (n, CROP_PX, CROP_PX // int(kernels.RUN_PX))
-        placed = [tracked, as_warp(self._placed, wp.mat44), 0]
-        self._start = RecordedLaunch(kernels.start, (n,), [tracked], device)
-        self._place = RecordedLaunch(kernels.place, (n,), placed, device)
+        self._emptying = EMPTYING if device.type == 'cuda' else 1
+        self._set = [tracked, visibility, self._emptying]  # of what sets poses, first
+        placed = [*self._set, as_warp(self._placed, wp.mat44), 0]
+        setting = (n, self._emptying)
+        self._start = RecordedLaunch(kernels.start, setting, self._set, device)
+        self._place = RecordedLaunch(kernels.place, setting, placed, device)
         self._draw = RecordedLaunch(rasterize, faces, drawn, device)
         written = (PAIR, n, CROP_PX, CROP_PX)
         self._write = RecordedLaunch(kernels.write_crops, written, crops, device)
@@ -183,16 +188,16 @@ class CropPass:
 
     def start(self, n: int) -> None:
         """Take n poses and their meshes out of the header; they are to be drawn."""
-        self._start((n,), self.stream)
+        self._start((n, self._emptying), self.stream)
 
     def place(self, camera_from_centered: torch.Tensor, mesh: int) -> None:
         """Take poses (n, 4, 4) of one mesh from the device and draw them."""
         n = len(camera_from_centered)
         self._placed[:n].copy_(camera_from_centered)
         if mesh != self._mesh:
-            self._place.replace(2, mesh)
+            self._place.replace(MESH_ARGUMENT, mesh)
             self._mesh = mesh
-        self._place((n,), self.stream)
+        self._place((n, self._emptying), self.stream)
         self.draw(n)
 
     def draw(self, n: int) -> None:
@@ -217,18 +222,18 @@ class CropPass:
         if key not in self._moves:
             self._moves[key] = self._record_move(update)
             self._outputs[key] = {name: update[name] for name in OUTPUTS}
-        for place, name in enumerate(OUTPUTS, 1):
+        for place, name in enumerate(OUTPUTS, len(self._set)):
             output, last = update[name], self._outputs[key][name]
             if not is_same_view(last, output):
                 self._outputs[key][name] = output
                 self._moves[key].replace(place, as_warp(output))
-        self._moves[key]((n,), self.stream)
+        self._moves[key]((n, self._emptying), self.stream)
 
     def _record_move(self, update: Mapping[str, torch.Tensor]) -> RecordedLaunch:
         """Prepare the launch for outputs of these types, on these outputs."""
         both = [as_warp(update[name]) for name in OUTPUTS]
-        moved = [self.tracked, *both, ROT_NORMALIZER_RAD]
-        return RecordedLaunch(kernels.move, (self._count,), moved, self._device)
+        moved = [*self._set, *both, ROT_NORMALIZER_RAD]
+        return RecordedLaunch(kernels.move, (self._count, self._emptying), moved, self._device)
 
     def count(self, n: int) -> None:
         """Count, of each of the first n poses, what the observed depth says (quality.py)."""

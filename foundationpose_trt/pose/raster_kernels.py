@@ -73,6 +73,15 @@ class Triangle:
 
 
 @wp.func
+def make_empty(visibility: wp.array3d(dtype=wp.uint64), n: int, part: int, parts: int):
+    """Empty what an image is drawn into; `parts` threads take its pixels in turn."""
+    width = visibility.shape[2]
+    for at in range(part, visibility.shape[1] * width, parts):
+        row = at // width
+        visibility[n, row, at - row * width] = EMPTY
+
+
+@wp.func
 def to_pixel(point: wp.vec3, k: wp.vec4) -> wp.vec2:
     return wp.vec2(k[0] * point[0] / point[2] + k[2], k[1] * point[1] / point[2] + k[3])
 

@@ -28,7 +28,7 @@ class RegisterPass:
         """Return camera_from_centered (N, 4, 4) of a mesh, refined so many times. No host sync."""
         moved = []
         for part in poses.split(self._capacity):
-            self._place(part, mesh)
+            self._pass.place(part, mesh)
             for done in range(1, iterations + 1):
                 self._pass.move(refine(self._pass.write(len(part))), len(part))
                 if done < iterations:
@@ -40,11 +40,7 @@ class RegisterPass:
         """Count, per pose, what speaks for it: (N, 4) float32 as track_kernels.count_evidence."""
         counts = []
         for part in poses.split(self._capacity):
-            self._place(part, mesh)
+            self._pass.place(part, mesh)
             self._pass.count(len(part))
             counts.append(self._pass.results[: len(part), POSE:].clone())
         return torch.cat(counts)
-
-    def _place(self, poses: torch.Tensor, mesh: int) -> None:
-        self._pass.visibility[: len(poses)].fill_(-1)  # others draw into it as well
-        self._pass.place(poses, mesh)

@@ -2,6 +2,10 @@
 
 The rules are those of crops.py, update.py and quality.py, which state them in torch; here they
 are launched as few kernels with fixed arguments. Everything is float32 but the crop window.
+
+What sets poses (start, place, move) also empties what they are drawn into: one thread of a pose
+would otherwise keep the GPU waiting alone, and emptying it where it is read makes write_crops four
+times as slow (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ import warp as wp
 from .crops import bilinear_color, inside, source_index
 from .lanes import LANES, is_first_lane, lanes_sum
 from .pixel_kernels import pixel_of, put
-from .raster_kernels import EMPTY, Instances, Meshes, write_rendered
+from .raster_kernels import EMPTY, Instances, Meshes, make_empty, write_rendered
 from .readout import MOST_DRIFT
 
 wp.set_module_options({'enable_backward': False})  # nothing is differentiated; half to compile
@@ -177,9 +181,12 @@ def keep_pose(tracked: Tracked, n: int, pose: wp.mat44, camera: wp.array(dtype=f
 
 
 @wp.kernel
-def start(tracked: Tracked):
+def start(tracked: Tracked, visibility: wp.array3d(dtype=wp.uint64), parts: int):
     """Take the poses of a call out of its header."""
-    n = wp.tid()
+    n, part = wp.tid()
+    make_empty(visibility, n, part, parts)
+    if part > 0:
+        return
     header = tracked.header
     first = HEADER_VALUES + n * POSE_VALUES
     pose = wp.mat44()
@@ -199,9 +206,18 @@ def start(tracked: Tracked):
 
 
 @wp.kernel
-def place(tracked: Tracked, poses: wp.array(dtype=wp.mat44), mesh: int):
+def place(
+    tracked: Tracked,
+    visibility: wp.array3d(dtype=wp.uint64),
+    parts: int,
+    poses: wp.array(dtype=wp.mat44),
+    mesh: int,
+):
     """Take poses of one mesh from the device; the camera is there."""
-    n = wp.tid()
+    n, part = wp.tid()
+    make_empty(visibility, n, part, parts)
+    if part > 0:
+        return
     tracked.instances.mesh[n] = mesh
     tracked.instances.texture[n] = tracked.default_texture[mesh]
     keep_pose(tracked, n, poses[n], tracked.camera)
@@ -224,12 +240,17 @@ def exponential(w: wp.vec3) -> wp.mat33:
 @wp.kernel
 def move(
     tracked: Tracked,
+    visibility: wp.array3d(dtype=wp.uint64),
+    parts: int,
     trans: wp.array2d(dtype=Any),
     rot: wp.array2d(dtype=Any),
     rot_normalizer_rad: float,
 ):
     """Apply the refiner's output to the poses (update.apply_update) and place their next crops."""
-    n = wp.tid()
+    n, part = wp.tid()
+    make_empty(visibility, n, part, parts)
+    if part > 0:
+        return
     pose = tracked.instances.camera_from_centered[n]
     w = wp.vec3(wp.tanh(float(rot[n, 0])), wp.tanh(float(rot[n, 1])), wp.tanh(float(rot[n, 2])))
     turn = wp.transpose(exponential(w * rot_normalizer_rad))
@@ -285,14 +306,13 @@ def write_crops(
     observed: wp.array4d(dtype=Any),
 ):
     """Write both halves of the network's input, the rendered one by the first half of the threads,
-    the observed one by the others; leaves the visibility buffer empty."""
+    the observed one by the others."""
     half, n, down, along = wp.tid()
     at = pixel_of(rendered, down, along, CROP_PX)
     j = at[0]
     i = at[1]
     if half == 0:
         packed = visibility[n, j, i]
-        visibility[n, j, i] = EMPTY
         write_rendered(
             meshes, tracked.instances, packed, seen.inverse_radius, seen.near_m, n, j, i, rendered
         )
@@ -324,7 +344,7 @@ def count_evidence(
     seen: Seen,
     tolerance: Tolerance,
 ):
-    """Count rendered, agreeing, nearer and farther pixels; leaves the visibility buffer empty.
+    """Count rendered, agreeing, nearer and farther pixels.
 
     One thread takes RUN_PX pixels of a row; those of a warp, all of one pose, add up first. All
     of its lanes run: a crop is a multiple of whole warps.
@@ -342,7 +362,6 @@ def count_evidence(
     for i in range(run * RUN_PX, (run + 1) * RUN_PX):
         packed = visibility[n, j, i]
         if packed != EMPTY:
-            visibility[n, j, i] = EMPTY
             counts[0] = counts[0] + 1.0
             column = source_index(i, grid[0], grid[2]) - patch[0]
             observed = float(0.0)

@@ -218,12 +218,10 @@ class TrackPass:
         return sources
 
     def _open(self) -> None:
-        """Begin anew; what a pass left that came to no end is waited for and put away."""
-        if self._is_open:
-            if self._is_cuda:
-                with CAPTURING:  # the device must not be waited for while a stream captures
-                    torch.cuda.synchronize(self._device)
-            self._pass.visibility.fill_(-1)
+        """Begin anew; what a pass left that came to no end is waited for."""
+        if self._is_open and self._is_cuda:
+            with CAPTURING:  # the device must not be waited for while a stream captures
+                torch.cuda.synchronize(self._device)
         self._is_open = True
 
     def _fill_header(
