@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import warp as wp
 from raster_rig import on_devices
 from scene_rig import STARTS
 from scipy.spatial.transform import Rotation
@@ -13,9 +14,11 @@ from test_track_pass import MESHES, ORDER, Plain, centered, frame, same_crops
 from foundationpose_trt.datatypes import Frame
 from foundationpose_trt.pose.crops import pairs_spec
 from foundationpose_trt.pose.observation import Uploader
+from foundationpose_trt.pose.raster_kernels import make_empty
 from foundationpose_trt.pose.register_pass import RegisterPass
 from foundationpose_trt.pose.update import apply_update
 from foundationpose_trt.pose.views import ViewWriter
+from foundationpose_trt.warp_launch import as_warp, launch
 
 __all__ = ['frame']  # a fixture
 MESH, COUNT = ORDER[1], 5
@@ -110,6 +113,21 @@ def test_what_others_drew_in_between_is_not_seen(device, frame):
     before = found.evidence(poses, MESH)
     writer._raster.visibility.zero_()  # the nearest of all faces, everywhere
     torch.testing.assert_close(found.evidence(poses, MESH), before, atol=0, rtol=0)
+
+
+@wp.kernel(module='unique', enable_backward=False)
+def emptying(visibility: wp.array3d(dtype=wp.uint64), of_row: int):
+    n, thread = wp.tid()
+    make_empty(visibility, n, thread, of_row)
+
+
+@on_devices
+@pytest.mark.parametrize('of_row', [1, 7, 32])
+def test_threads_that_share_rows_empty_all_of_them_and_no_other_pose_s(device, of_row):
+    visibility = torch.zeros(3, 20, 50, dtype=torch.int64, device=device)
+    seen = as_warp(visibility, wp.uint64)
+    launch(emptying, (2, 20 * of_row), [seen, of_row], torch.device(device))
+    assert (visibility[:2] == -1).all() and (visibility[2] == 0).all()
 
 
 @on_devices

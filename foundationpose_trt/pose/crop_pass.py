@@ -18,6 +18,7 @@ from ..warp_launch import RecordedLaunch, as_warp, is_same_view, pinned_as_warp,
 from . import track_kernels as kernels
 from .crop_blocks import crops_as_warp
 from .crops import CROP_PX, PAIR, REFINER_CROP
+from .lanes import LANES
 from .mesh_bank import MeshBank
 from .quality import MIN_TOLERANCE_M, TOLERANCE_OF_DEPTH_SQUARED, TOLERANCE_OF_DIAMETER
 from .raster_kernels import Instances, rasterize
@@ -28,7 +29,7 @@ POSE, COUNTS = 16, 4  # values of a row of results
 ROW_BYTES, FINAL_BYTES = 4 * (POSE + COUNTS), 8 * POSE  # of float32, and of float64
 FEW = 8  # poses, with which the largest face decides how long drawing takes
 FACE_PARTS = 8  # threads that share its rows then, on CUDA
-EMPTYING = 1600  # threads that empty what a pose is drawn into, on CUDA
+EMPTYING = LANES  # threads that empty a row of what a pose is drawn into, on CUDA
 OUTPUTS = ('trans', 'rot')  # of the refiner, in the order of kernels.move's arguments
 
 Refine = Callable[[torch.Tensor], dict[str, torch.Tensor]]  # of pairs of crops
@@ -169,10 +170,11 @@ class CropPass:
         crops = [tracked, meshes, visibility, seen, *halves]
         counted = [tracked, visibility, seen, tolerance]
         runs = (n, CROP_PX, CROP_PX // int(kernels.RUN_PX))
-        self._emptying = EMPTYING if device.type == 'cuda' else 1
-        self._set = [tracked, visibility, self._emptying]  # of what sets poses, first
+        of_row = EMPTYING if device.type == 'cuda' else 1
+        self._set = [tracked, visibility, of_row]  # of what sets poses, first
+        self._setting = LANES + CROP_PX * of_row  # threads of it
         placed = [*self._set, as_warp(self._placed, wp.mat44), 0]
-        setting = (n, self._emptying)
+        setting = (n, self._setting)
         self._start = RecordedLaunch(kernels.start, setting, self._set, device)
         self._place = RecordedLaunch(kernels.place, setting, placed, device)
         self._draw = RecordedLaunch(rasterize, faces, drawn, device)
@@ -188,7 +190,7 @@ class CropPass:
 
     def start(self, n: int) -> None:
         """Take n poses and their meshes out of the header; they are to be drawn."""
-        self._start((n, self._emptying), self.stream)
+        self._start((n, self._setting), self.stream)
 
     def place(self, camera_from_centered: torch.Tensor, mesh: int) -> None:
         """Take poses (n, 4, 4) of one mesh from the device and draw them."""
@@ -197,7 +199,7 @@ class CropPass:
         if mesh != self._mesh:
             self._place.replace(MESH_ARGUMENT, mesh)
             self._mesh = mesh
-        self._place((n, self._emptying), self.stream)
+        self._place((n, self._setting), self.stream)
         self.draw(n)
 
     def draw(self, n: int) -> None:
@@ -227,13 +229,13 @@ class CropPass:
             if not is_same_view(last, output):
                 self._outputs[key][name] = output
                 self._moves[key].replace(place, as_warp(output))
-        self._moves[key]((n, self._emptying), self.stream)
+        self._moves[key]((n, self._setting), self.stream)
 
     def _record_move(self, update: Mapping[str, torch.Tensor]) -> RecordedLaunch:
         """Prepare the launch for outputs of these types, on these outputs."""
         both = [as_warp(update[name]) for name in OUTPUTS]
         moved = [*self._set, *both, ROT_NORMALIZER_RAD]
-        return RecordedLaunch(kernels.move, (self._count, self._emptying), moved, self._device)
+        return RecordedLaunch(kernels.move, (self._count, self._setting), moved, self._device)
 
     def count(self, n: int) -> None:
         """Count, of each of the first n poses, what the observed depth says (quality.py)."""

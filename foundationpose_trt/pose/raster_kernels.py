@@ -73,12 +73,11 @@ class Triangle:
 
 
 @wp.func
-def make_empty(visibility: wp.array3d(dtype=wp.uint64), n: int, part: int, parts: int):
-    """Empty what an image is drawn into; `parts` threads take its pixels in turn."""
-    width = visibility.shape[2]
-    for at in range(part, visibility.shape[1] * width, parts):
-        row = at // width
-        visibility[n, row, at - row * width] = EMPTY
+def make_empty(visibility: wp.array3d(dtype=wp.uint64), n: int, thread: int, of_row: int):
+    """Empty what an image is drawn into; `of_row` threads share each of its rows."""
+    row = thread // of_row
+    for column in range(thread - row * of_row, visibility.shape[2], of_row):
+        visibility[n, row, column] = EMPTY
 
 
 @wp.func

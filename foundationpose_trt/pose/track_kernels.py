@@ -3,9 +3,9 @@
 The rules are those of crops.py, update.py and quality.py, which state them in torch; here they
 are launched as few kernels with fixed arguments. Everything is float32 but the crop window.
 
-What sets poses (start, place, move) also empties what they are drawn into: one thread of a pose
-would otherwise keep the GPU waiting alone, and emptying it where it is read makes write_crops four
-times as slow (docs/performance.md).
+What sets poses (start, place, move), one thread each, empties with other threads what they are
+drawn into. Where what reads that emptied it, write_crops took three times as long for 126 poses
+(docs/performance.md).
 """
 
 from __future__ import annotations
@@ -180,12 +180,21 @@ def keep_pose(tracked: Tracked, n: int, pose: wp.mat44, camera: wp.array(dtype=f
     place_crop(tracked, n, camera)
 
 
+@wp.func
+def empties(visibility: wp.array3d(dtype=wp.uint64), n: int, thread: int, of_row: int) -> bool:
+    """Whether a thread is not the first of a pose, which sets it, but one that empties what it is
+    drawn into; does that. The others of the first one's warp do nothing: it would wait for them.
+    """
+    if thread >= WARP:
+        make_empty(visibility, n, thread - WARP, of_row)
+    return thread > 0
+
+
 @wp.kernel
-def start(tracked: Tracked, visibility: wp.array3d(dtype=wp.uint64), parts: int):
+def start(tracked: Tracked, visibility: wp.array3d(dtype=wp.uint64), of_row: int):
     """Take the poses of a call out of its header."""
-    n, part = wp.tid()
-    make_empty(visibility, n, part, parts)
-    if part > 0:
+    n, thread = wp.tid()
+    if empties(visibility, n, thread, of_row):
         return
     header = tracked.header
     first = HEADER_VALUES + n * POSE_VALUES
@@ -209,14 +218,13 @@ def start(tracked: Tracked, visibility: wp.array3d(dtype=wp.uint64), parts: int)
 def place(
     tracked: Tracked,
     visibility: wp.array3d(dtype=wp.uint64),
-    parts: int,
+    of_row: int,
     poses: wp.array(dtype=wp.mat44),
     mesh: int,
 ):
     """Take poses of one mesh from the device; the camera is there."""
-    n, part = wp.tid()
-    make_empty(visibility, n, part, parts)
-    if part > 0:
+    n, thread = wp.tid()
+    if empties(visibility, n, thread, of_row):
         return
     tracked.instances.mesh[n] = mesh
     tracked.instances.texture[n] = tracked.default_texture[mesh]
@@ -241,15 +249,14 @@ def exponential(w: wp.vec3) -> wp.mat33:
 def move(
     tracked: Tracked,
     visibility: wp.array3d(dtype=wp.uint64),
-    parts: int,
+    of_row: int,
     trans: wp.array2d(dtype=Any),
     rot: wp.array2d(dtype=Any),
     rot_normalizer_rad: float,
 ):
     """Apply the refiner's output to the poses (update.apply_update) and place their next crops."""
-    n, part = wp.tid()
-    make_empty(visibility, n, part, parts)
-    if part > 0:
+    n, thread = wp.tid()
+    if empties(visibility, n, thread, of_row):
         return
     pose = tracked.instances.camera_from_centered[n]
     w = wp.vec3(wp.tanh(float(rot[n, 0])), wp.tanh(float(rot[n, 1])), wp.tanh(float(rot[n, 2])))
