@@ -4,7 +4,7 @@ The rules are those of crops.py, update.py and quality.py, which state them in t
 are launched as few kernels with fixed arguments. Everything is float32 but the crop window.
 
 What sets poses (start, place, move), one thread each, empties with other threads what they are
-drawn into. Where what reads that emptied it, write_crops took three times as long for 126 poses
+drawn into. Where write_crops did that as it read, it took over three times as long for 126 poses
 (docs/performance.md).
 """
 
