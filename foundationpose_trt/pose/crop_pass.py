@@ -29,7 +29,6 @@ POSE, COUNTS = 16, 4  # values of a row of results
 ROW_BYTES, FINAL_BYTES = 4 * (POSE + COUNTS), 8 * POSE  # of float32, and of float64
 FEW = 8  # poses, with which the largest face decides how long drawing takes
 FACE_PARTS = 8  # threads that share its rows then, on CUDA
-EMPTYING = LANES  # threads that empty a row of what a pose is drawn into, on CUDA
 OUTPUTS = ('trans', 'rot')  # of the refiner, in the order of kernels.move's arguments
 
 Refine = Callable[[torch.Tensor], dict[str, torch.Tensor]]  # of pairs of crops
@@ -170,9 +169,9 @@ class CropPass:
         crops = [tracked, meshes, visibility, seen, *halves]
         counted = [tracked, visibility, seen, tolerance]
         runs = (n, CROP_PX, CROP_PX // int(kernels.RUN_PX))
-        of_row = EMPTYING if device.type == 'cuda' else 1
-        self._set = [tracked, visibility, of_row]  # of what sets poses, first
-        self._setting = LANES + CROP_PX * of_row  # threads of it
+        of_row = LANES if device.type == 'cuda' else 1  # threads that empty one
+        self._set = [tracked, visibility, of_row]  # first arguments of what sets poses
+        self._setting = LANES + CROP_PX * of_row  # threads of it for each
         placed = [*self._set, as_warp(self._placed, wp.mat44), 0]
         setting = (n, self._setting)
         self._start = RecordedLaunch(kernels.start, setting, self._set, device)
